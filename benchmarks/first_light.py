@@ -1,0 +1,258 @@
+"""The first benchmark: LoRA on a GPT-2-124M-shaped model with real Alpaca lengths, on two CPU threads.
+
+Freezes the inputs once, then runs every contender as a child process in its own environment, round after round,
+forwards and backwards in turn. Speed is printed only for contenders that pass the equality gate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gate
+import machine
+import report
+from report import Run
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+# 4N + 4·p·Nh + 6A for frozen blocks N, output head Nh, adapter A and the share p of supervised tokens
+BLOCK_WEIGHTS, HEAD_WEIGHTS, ADAPTER_WEIGHTS = 84_934_656, 38_597_376, 2_359_296
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A child script, the environment it runs in, and what the gate holds it to."""
+
+    name: str
+    precision: str
+    uses_trl: bool = False
+    own_batches: bool = False  # packs documents itself, so its steps hold other documents
+
+
+CONTENDERS = [
+    Contender("seeds", "float32"),
+    Contender("hf_dynamic", "bfloat16"),
+    Contender("hf_best", "bfloat16"),
+    Contender("hf_compiled", "bfloat16"),
+    Contender("trl_default", "bfloat16", uses_trl=True),
+    Contender("trl_best", "bfloat16", uses_trl=True, own_batches=True),
+    Contender("trl_compiled", "bfloat16", uses_trl=True, own_batches=True),
+    Contender("ours", "bfloat16"),
+]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The settings of one benchmark run and the folders it uses."""
+
+    data: Path
+    out: Path
+    rounds: int
+    warmup: int
+    steps: int
+    base: str
+    trl_python: Path
+    contenders: list[Contender]
+
+    @property
+    def frozen(self) -> Path:
+        return self.out / "frozen"
+
+    def python(self, contender: Contender) -> str:
+        return str(self.trl_python) if contender.uses_trl else sys.executable
+
+
+def child_env(folder: Path) -> dict[str, str]:
+    """Two threads, no network, no accelerator, and a compile cache of its own for each child."""
+    fixed = {
+        "OMP_NUM_THREADS": "2",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+    }
+    return {**os.environ, **fixed}
+
+
+def run_child(script: str, python: str, folder: Path, options: list[str]) -> machine.Child:
+    """Run a script of this folder in a fresh `folder`, its output in log.txt."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    launched = ["--launched-at", repr(time.time())] if script.startswith("contenders/") else []
+    command = [python, str(HERE / script), "--out", str(folder), *options, *launched]
+    child = machine.run_child(command, folder / "log.txt", child_env(folder))
+    shutil.rmtree(folder / "inductor", ignore_errors=True)
+    return child
+
+
+def freeze(bench: Bench) -> dict[str, Any]:
+    """Write the frozen inputs, unless those of an earlier run were made in the same way."""
+    done = bench.frozen / "frozen.json"
+    steps = bench.warmup + bench.steps
+    recipe = {"steps": steps, "script": fingerprint((HERE / "freeze.py").read_text())}
+    frozen = json.loads(done.read_text()) if done.exists() else {}
+    if frozen.get("recipe") != recipe:
+        shutil.rmtree(bench.out / "reference", ignore_errors=True)
+        options = ["--data", str(bench.data), "--steps", str(steps)]
+        if run_child("freeze.py", sys.executable, bench.frozen, options).exit_code:
+            raise SystemExit(f"freezing the inputs failed: {last_words(bench.frozen)}")
+        # written last: its presence means that the rest is complete
+        frozen = {**json.loads((bench.frozen / "description.json").read_text()), "recipe": recipe}
+        done.write_text(json.dumps(frozen, indent=1))
+    return dict(frozen)
+
+
+def fingerprint(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def step_options(bench: Bench) -> list[str]:
+    return ["--frozen", str(bench.frozen), "--warmup", str(bench.warmup), "--steps", str(bench.steps)]
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    return {**json.loads((folder / "result.json").read_text()), "adapter": str(folder / "adapter.safetensors")}
+
+
+def last_words(folder: Path) -> str:
+    lines = (folder / "log.txt").read_text().strip().splitlines()
+    return lines[-1] if lines else "no output"
+
+
+def measure(bench: Bench, contender: Contender, number: int) -> Run:
+    """Run one contender once; the verdict comes later."""
+    folder = bench.out / f"round-{number}" / contender.name
+    child = run_child(f"contenders/{contender.name}.py", bench.python(contender), folder, step_options(bench))
+    print(f"round {number}: {contender.name} {'failed' if child.exit_code else 'done'}", flush=True)
+    if child.exit_code:
+        return Run(contender.name, number, None, None, child.foreign_load, last_words(folder))
+    return Run(contender.name, number, read_result(folder), None, child.foreign_load)
+
+
+def measure_all(bench: Bench) -> list[Run]:
+    """All rounds; every second one runs backwards, so that a steady drift of the machine cancels out."""
+    runs = []
+    for number in range(1, bench.rounds + 1):
+        order = bench.contenders if number % 2 else bench.contenders[::-1]
+        runs += [measure(bench, contender, number) for contender in order]
+    return runs
+
+
+def reference_for(bench: Bench, documents: list[list[int]]) -> dict[str, Any]:
+    """The float32 reference trained on exactly these documents; kept for runs with the same inputs."""
+    key = json.dumps([documents, bench.warmup, (HERE / "contenders/reference.py").read_text()])
+    folder = bench.out / "reference" / fingerprint(key)
+    if not (folder / "result.json").exists():
+        print("training the float32 reference", flush=True)
+        batches = bench.out / "reference-batches.json"
+        batches.write_text(json.dumps(documents))
+        options = [*step_options(bench), "--batches-file", str(batches)]
+        if run_child("contenders/reference.py", sys.executable, folder, options).exit_code:
+            raise SystemExit(f"the reference failed: {last_words(folder)}")
+    return read_result(folder)
+
+
+def judge(bench: Bench, run: Run, frozen_batches: list[list[int]]) -> Run:
+    """Add the gate's verdict to a finished run."""
+    if run.result is None:
+        return run
+    contender = next(c for c in bench.contenders if c.name == run.contender)
+    reference = reference_for(bench, run.result["documents"])
+    initial = bench.frozen / "adapter" / "adapter_model.safetensors"
+    verdict = gate.judge(run.result, reference, contender.precision, initial)
+    if not contender.own_batches and run.result["documents"] != frozen_batches:
+        verdict = replace(verdict, faults=[*verdict.faults, "its steps do not hold the frozen documents"])
+    return replace(run, verdict=verdict)
+
+
+def frozen_batches(bench: Bench, frozen: dict[str, Any]) -> list[list[int]]:
+    """Which documents each step holds: freeze.py deals them out in order."""
+    size = frozen["documents_per_step"]
+    return [list(range(start, start + size)) for start in range(0, frozen["steps"] * size, size)]
+
+
+def flops_per_token(frozen: dict[str, Any]) -> float:
+    return float(4 * BLOCK_WEIGHTS + 4 * frozen["supervised_share"] * HEAD_WEIGHTS + 6 * ADAPTER_WEIGHTS)
+
+
+def gemm_rates() -> dict[str, float]:
+    """GFLOP/s of this machine, measured now."""
+    done = subprocess.run([sys.executable, str(HERE / "gemm.py")], capture_output=True, text=True, check=True)
+    return dict(json.loads(done.stdout))
+
+
+def write_up(bench: Bench, frozen: dict[str, Any], facts: dict[str, Any], runs: list[Run]) -> str:
+    """The Markdown page of this run."""
+    gemm = facts["gemm_gflops"]["bfloat16"]
+    names = [contender.name for contender in bench.contenders]
+    rows = [report.row(runs, name, bench.base, flops_per_token(frozen), gemm) for name in names]
+    versions = {k: v for run in runs if run.result for k, v in run.result["versions"].items()}
+    machine_facts = facts["machine"]
+    lines = [
+        "# First light: LoRA on a GPT-2-124M-shaped model, CPU",
+        "",
+        report.table(rows, bench.base),
+        "",
+        *[f"- {note}" for note in report.notes(runs)],
+        f"- {bench.rounds} rounds of {bench.warmup} warm-up and {bench.steps} timed steps; ratios are medians of "
+        "paired rounds (min..max). Peak RSS counts mapped weight files. MFU is against the bfloat16 rate below.",
+        f"- Data: Alpaca, mean {frozen['length_mean']:.0f} and median {frozen['length_median']} tokens, "
+        f"{frozen['supervised_share']:.0%} supervised, {frozen['documents_per_step']} documents a step. "
+        "Contenders that pack fill one row of 512 tokens a step instead.",
+        f"- Machine: {machine_facts['cpu']}, {machine_facts['cores']} cores, {', '.join(machine_facts['flags'])}, "
+        f"{machine_facts['memory_gib']} GiB; matrix products {gemm:.0f} GFLOP/s in bfloat16 and "
+        f"{facts['gemm_gflops']['float32']:.0f} in float32; load average before {machine_facts['load_average']}.",
+        f"- Versions: {', '.join(f'{k} {v}' for k, v in sorted(versions.items()))}.",
+        f"- {facts['date']}: `{facts['command']}`",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def parse(arguments: list[str] | None = None) -> Bench:
+    names = [contender.name for contender in CONTENDERS]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT / "../shared/data", help="folder with sft, configs, tokenizers")
+    parser.add_argument("--out", type=Path, default=ROOT / ".bench/first_light")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--warmup", type=int, default=8, help="untimed steps; the adapter is compared after them")
+    parser.add_argument("--steps", type=int, default=30, help="timed steps")
+    parser.add_argument("--base", default="ours", choices=names, help="the contender the others are compared with")
+    parser.add_argument("--contenders", nargs="+", choices=names, default=names)
+    parser.add_argument("--trl-python", type=Path, default=ROOT / ".bench/venv-trl/bin/python")
+    args = vars(parser.parse_args(arguments))
+    chosen = args.pop("contenders")
+    return Bench(**args, contenders=[contender for contender in CONTENDERS if contender.name in chosen])
+
+
+def main() -> None:
+    bench = parse()
+    facts = {
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": shlex.join(["python", *sys.argv]),
+        "machine": machine.describe(),
+        "gemm_gflops": gemm_rates(),
+    }
+    frozen = freeze(bench)
+    batches = frozen_batches(bench, frozen)
+    runs = [judge(bench, run, batches) for run in measure_all(bench)]
+    page = write_up(bench, frozen, facts, runs)
+    results = {**facts, "frozen": frozen, "runs": [asdict(run) for run in runs]}
+    (bench.out / "results.json").write_text(json.dumps(results, indent=1))
+    (bench.out / "results.md").write_text(page)
+    print("\n" + page)
+
+
+if __name__ == "__main__":
+    main()

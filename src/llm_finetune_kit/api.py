@@ -1,0 +1,215 @@
+"""The Python face: short functions over `run`. Nothing is decided here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_finetune_kit.catalog import MODELS
+from llm_finetune_kit.config import ALIASES, DataSection, GenerationSection, RunConfig, knobs
+from llm_finetune_kit.errors import ConfigError, nearest
+from llm_finetune_kit.events import Event, Listen
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """What `load_model` found out: the name it was asked for, where its files are and its number format."""
+
+    name: str
+    folder: Path
+    dtype: str
+    parameters: int
+
+
+class Dataset(list[dict[str, Any]]):
+    """Rows as `load_dataset` read them; `name` says where from."""
+
+    def __init__(self, rows: list[dict[str, Any]], name: str) -> None:
+        super().__init__(rows)
+        self.name = name
+
+
+@dataclass(frozen=True)
+class PreparedDataset:
+    """Rows that were understood and tokenized; `report` says what became of each."""
+
+    rows: list[dict[str, Any]]
+    tokens: Any
+    report: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def get_available_models() -> list[str]:
+    """Short names that `load_model` and `--model` know."""
+    return list(MODELS)
+
+
+def load_model(name: str, *, dtype: str | None = None, revision: str | None = None) -> tuple[Any, Any, LoadedModel]:
+    """A model and its tokenizer, in the number format that this machine computes fastest, and facts about them.
+
+    `name` is a short name, a hub id or a local folder. Raises ModelError or MachineError.
+    """
+    from llm_finetune_kit.models.locate import locate
+
+    located = locate(name, revision=revision)
+    from llm_finetune_kit.hardware import this_machine
+    from llm_finetune_kit.models.loading import load_base
+    from llm_finetune_kit.models.tokenizer import load_tokenizer
+
+    machine = this_machine()
+    dtype = dtype or ("bfloat16" if machine.bfloat16 else "float32")
+    chat = load_tokenizer(located.folder)
+    model = load_base(located, dtype, machine.device)
+    return model, chat.tokenizer, LoadedModel(name, located.folder, dtype, model.num_parameters())
+
+
+def load_dataset(data: Any) -> Dataset:
+    """Rows of a file, `sample:NAME` or a list, checked. Raises DataError with place and fix."""
+    from llm_finetune_kit.data.formats import detect, to_examples
+    from llm_finetune_kit.data.sources import read_source
+
+    source = read_source(data)
+    to_examples(source, detect(source, None), on_bad_rows="stop", system_prompt=None)
+    return Dataset(source.rows, source.name)
+
+
+def load_sample_dataset(name: str = "chat") -> Dataset:
+    """A dataset of the package: `chat` or `instruct`."""
+    return load_dataset(f"sample:{name.removeprefix('sample:')}")
+
+
+def prepare_dataset(dataset: Any, tokenizer: Any, *, loss_on: str = "answers") -> PreparedDataset:
+    """The dataset as token ids and masks under a tokenizer, with a report. Raises DataError for what cannot be used."""
+    from llm_finetune_kit.data import prepare
+    from llm_finetune_kit.models.tokenizer import ChatTokenizer
+
+    rows = list(dataset) if isinstance(dataset, list) else list(load_dataset(dataset))
+    settings = DataSection.model_validate({"loss_on": loss_on})
+    chat = ChatTokenizer(tokenizer)
+    encoded = prepare.tokenize(prepare.read(rows, settings), settings, chat, chat.fingerprint())
+    return PreparedDataset(rows, encoded.tokens, encoded.report)
+
+
+class ProgressCallback:
+    """Calls `show(event)` for every event of a run; subclass or pass a function."""
+
+    def __init__(self, show: Callable[[Event], None] | None = None) -> None:
+        self.show = show
+
+    def __call__(self, event: Event) -> None:
+        if self.show is not None:
+            self.show(event)
+
+
+class QuickTrainer:
+    """Three lines to a tuned model.
+
+    >>> trainer = QuickTrainer("demo", "sample:chat", max_steps=2)  # doctest: +SKIP
+    >>> trainer.train()  # doctest: +SKIP
+    """
+
+    def __init__(self, model: str, data: Any, *, listen: Listen | None = None, **settings: Any) -> None:
+        values = {knob_named(name): value for name, value in settings.items()}
+        self.config = RunConfig().with_values({"model.name": model, "data.train_file": data} | values)
+        self.listen = listen
+        self.result: Any = None
+
+    def train(self) -> Any:
+        """Run it, with progress in the terminal unless a listener was given; returns the run's `Result`."""
+        self.result = _run(self.config, self.listen, None)
+        return self.result
+
+    def ask(self, prompt: str, *, max_new_tokens: int = 128) -> str:
+        """The tuned model's answer. Call `train` first."""
+        return _ask(self.result, prompt, max_new_tokens)
+
+
+class SimpleTrainer:
+    """Trains a model that `load_model` returned on data that `prepare_dataset` returned."""
+
+    def __init__(self, model: Any, tokenizer: Any, dataset: Any, *, listen: Listen | None = None, **settings: Any) -> None:
+        values = {knob_named(name): value for name, value in settings.items()}
+        rows = dataset.rows if isinstance(dataset, PreparedDataset) else dataset
+        name = tokenizer.name_or_path
+        self.config = RunConfig().with_values({"model.name": name, "data.train_file": rows} | values)
+        self.model = model
+        self.listen = listen
+        self.result: Any = None
+
+    def train(self) -> Any:
+        """Run it; afterwards `model` is the tuned model. Returns the run's `Result`."""
+        self.result = _run(self.config, self.listen, self.model)
+        self.model = self.result.model
+        return self.result
+
+    def save(self, folder: str | Path | None = None) -> Path:
+        """Where the tuned model is; with `folder`, a copy of it there."""
+        import shutil
+
+        if self.result is None:
+            raise ConfigError(11, "nothing is trained yet", where="SimpleTrainer.save", fix="call train() first")
+        final: Path = self.result.folder.final
+        if folder is None:
+            return final
+        return Path(shutil.copytree(final, folder))
+
+
+def knob_named(name: str) -> str:
+    """The dotted path of a knob given by its name alone, its path or a known alias (`max_steps`, `lora_r`…)."""
+    known = knobs()
+    if name in known:
+        return name
+    if name in ALIASES:
+        return ALIASES[name]
+    same = [path for path in known if path.rpartition(".")[2] == name]
+    if len(same) == 1:
+        return same[0]
+    near = nearest(name, [path.rpartition(".")[2] for path in known])
+    raise ConfigError(2, f"unknown setting {name}", fix=f"did you mean {near[0]}?" if near else "see docs/configuration.md")
+
+
+def _run(config: RunConfig, listen: Listen | None, model: Any) -> Any:
+    from llm_finetune_kit.run import run
+
+    if listen is not None:
+        return run(config, listen, loaded=model)
+    from llm_finetune_kit.terminal import Terminal
+
+    with Terminal() as terminal:
+        return run(config, terminal, loaded=model)
+
+
+def _ask(result: Any, prompt: str, max_new_tokens: int) -> str:
+    from llm_finetune_kit.generation import answer
+
+    if result is None:
+        raise ConfigError(11, "nothing is trained yet", fix="call train() first")
+    ids = result.chat.prompt_ids([{"role": "user", "content": prompt}])
+    with result.objective.precision():
+        return answer(result.model, result.chat, ids, GenerationSection(max_new_tokens=max_new_tokens))
+
+
+def generate(
+    model: str,
+    prompt: str,
+    *,
+    system: str | None = None,
+    how: GenerationSection | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+) -> str:
+    """The answer of a model, an adapter or a run to one prompt."""
+    from llm_finetune_kit.generation import answer
+    from llm_finetune_kit.hardware import this_machine
+    from llm_finetune_kit.opening import open_model
+
+    machine = this_machine()
+    opened = open_model(model, dtype=dtype or ("bfloat16" if machine.bfloat16 else "float32"), device=machine.device)
+    messages = [{"role": "system", "content": system}] if system else []
+    ids = opened.chat.prompt_ids([*messages, {"role": "user", "content": prompt}])
+    with opened.objective.precision():
+        return answer(opened.model, opened.chat, ids, how or GenerationSection(), seed=seed)

@@ -1,0 +1,329 @@
+"""The terminal: turns a command line into a config, and events into lines. Holds no logic of its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from llm_finetune_kit.config import RunConfig, knobs
+from llm_finetune_kit.errors import OUR_BUG, KitError, UsageError, nearest
+
+# Flags for the knobs people turn most; every other knob is set by `section.key=value`.
+FLAGS: dict[str, str] = {
+    "--model": "model.name",
+    "--data": "data.train_file",
+    "--eval-data": "data.eval_file",
+    "--method": "method",
+    "--max-steps": "training.max_steps",
+    "--epochs": "training.num_epochs",
+    "--batch-size": "training.batch_size",
+    "--gradient-accumulation-steps": "training.gradient_accumulation_steps",
+    "--learning-rate": "training.learning_rate",
+    "--max-length": "model.max_length",
+    "--max-samples": "data.max_samples",
+    "--lora-r": "lora.r",
+    "--seed": "training.seed",
+    "--output-dir": "output.output_dir",
+    "--run-name": "output.run_name",
+}
+SHORT = {"--model": "-m", "--data": "-d"}
+
+COMMANDS = {
+    "train": "fine-tune a model (the default command)",
+    "demo": "fine-tune the embedded small model: no network, no GPU, under a minute",
+    "resume": "go on with a run that was stopped",
+    "plan": "show what a run would do and need, without starting it",
+    "models": "list the models that have a short name",
+    "generate": "answer a prompt with a model, a run or an adapter",
+    "eval": "measure a model on held-out data",
+}
+
+EXAMPLES = """\
+examples:
+  finetune demo
+  finetune --model gpt2 --data sample:chat --max-steps 100
+  finetune train configs/training_config.yaml training.learning_rate=1e-4
+  finetune plan --model tinyllama --data train.jsonl
+  finetune resume
+  finetune generate outputs/final --prompt "How do I reset my password?"
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code; see `errors.py` for what the codes mean."""
+    words = _normalised(list(sys.argv[1:] if arguments is None else arguments))
+    return guarded(lambda: _dispatch(words))
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """The exit code of some work, with its errors told as a person wants to read them."""
+    try:
+        return work()
+    except KitError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; nothing was being trained", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+    except Exception as error:  # a fault of ours: say so, and keep the traceback for a report
+        import tempfile
+        import traceback
+
+        with tempfile.NamedTemporaryFile("w", prefix="finetune-bug-", suffix=".log", delete=False, encoding="utf-8") as file:
+            traceback.print_exc(file=file)
+        print(f"error[BUG-001] {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"  why:  this is a fault of finetune, not yours\n  fix:  please report it with {file.name}", file=sys.stderr)
+        return OUR_BUG
+
+
+def _normalised(words: list[str]) -> list[str]:
+    """Flags may be written with underscores, and the command `train` may be left out."""
+    words = [_dashed(word) for word in words]
+    if not words or words[0] in ("-h", "--help", "--version") or words[0] in COMMANDS:
+        return words
+    if words[0].startswith("-") or "=" in words[0] or words[0].endswith((".yaml", ".yml")):
+        return ["train", *words]
+    near = nearest(words[0], list(COMMANDS))
+    hint = f"did you mean `finetune {near[0]}`? " if near else ""
+    raise_later = UsageError(1, f"there is no command {words[0]}", fix=f"{hint}commands: {', '.join(COMMANDS)}")
+    print(raise_later, file=sys.stderr)
+    raise SystemExit(raise_later.exit_code)
+
+
+def _dashed(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors in our form and a hint for misspelt flags."""
+
+    def error(self, message: str) -> Any:
+        raise UsageError(2, message, fix=f"see `{self.prog} --help`")
+
+    def parse_all(self, words: list[str]) -> argparse.Namespace:
+        found, unknown = self.parse_known_args(words)
+        flags = [word for word in unknown if word.startswith("-")]
+        if flags:
+            flag = flags[0].partition("=")[0]
+            near = nearest(flag, [name for action in self._actions for name in action.option_strings])
+            raise UsageError(2, f"unknown option {flag}", fix=f"did you mean {near[0]}?" if near else f"see `{self.prog} --help`")
+        if unknown:
+            raise UsageError(2, f"unexpected word {unknown[0]}", fix=f"see `{self.prog} --help`")
+        return found
+
+
+def _parser(command: str) -> _Parser:
+    parser = _Parser(prog=f"finetune {command}", description=COMMANDS[command], allow_abbrev=False)
+    if command in ("train", "plan", "demo"):
+        _config_arguments(parser, command)
+    if command == "resume":
+        parser.add_argument("run", nargs="?", help="the run's folder or name (default: the newest unfinished run)")
+        parser.add_argument("--output-dir", default="outputs", help="folder that holds the runs")
+        parser.add_argument("--max-steps", type=int, help="go on to this many steps instead")
+    if command in ("generate", "eval"):
+        parser.add_argument("model", nargs="?", help="a model name, a run, a folder, or outputs/final")
+        parser.add_argument("--model", "--model-path", dest="model_flag", help="the same as a flag")
+        parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="number format (default: by machine)")
+    if command == "generate":
+        parser.add_argument("--prompt", required=True, help="what to ask")
+        parser.add_argument("--system", help="system message")
+        parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer in tokens (default 128)")
+        parser.add_argument("--temperature", type=float, default=0.0, help="0 always takes the likeliest token (default)")
+        parser.add_argument("--top-p", type=float, default=1.0, help="sample from the likeliest tokens of this share")
+        parser.add_argument("--num-beams", type=int, default=1, help="beam search width")
+        parser.add_argument("--seed", type=int, default=0, help="seed for sampling")
+    if command == "eval":
+        parser.add_argument("--data", "-d", required=True, help="held-out rows in any format that training reads")
+        parser.add_argument("--max-length", type=int, help="longest example in tokens (default: the model's limit)")
+    if command in ("plan", "models", "generate", "eval"):
+        parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _config_arguments(parser: argparse.ArgumentParser, command: str) -> None:
+    parser.add_argument("words", nargs="*", metavar="CONFIG.yaml | section.key=value", help="a config file, and any knob of it")
+    parser.add_argument("--config", "-c", help="a YAML config file")
+    known = knobs()
+    for flag, knob in FLAGS.items():
+        parser.add_argument(*filter(None, (SHORT.get(flag), flag)), help=known[knob].description, metavar="X", dest=knob)
+    if command == "train":
+        parser.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        from llm_finetune_kit import __version__
+
+        print(f"finetune {__version__}")
+        return 0
+    command = words[0]
+    asked = _parser(command).parse_all(words[1:])
+    handler: Callable[[argparse.Namespace], int] = globals()[f"_{command}"]
+    return handler(asked)
+
+
+def _overview() -> str:
+    lines = [
+        "usage: finetune [command] [options]",
+        "",
+        "Fine-tune open language models, with evidence that it worked.",
+        "",
+        "commands:",
+    ]
+    lines += [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
+    lines += ["", "`finetune COMMAND --help` tells more. The most used options of train:"]
+    known = knobs()
+    lines += [f"  {flag:<31} {known[knob].description}" for flag, knob in FLAGS.items()]
+    lines += ["  section.key=value               any other setting, for example lora.alpha=64", "", EXAMPLES]
+    return "\n".join(lines)
+
+
+def asked_config(asked: argparse.Namespace, defaults: dict[str, Any] | None = None) -> RunConfig:
+    """The config that a file, flags and `key=value` words add up to; notes on other spellings go to stderr."""
+    from llm_finetune_kit.settings import load_config
+
+    files = [word for word in asked.words if "=" not in word]
+    if asked.config:
+        files.append(asked.config)
+    if len(files) > 1:
+        raise UsageError(2, f"more than one config file: {', '.join(files)}", fix="name one, and change it by section.key=value")
+    flags = [f"{knob}={value}" for knob in FLAGS.values() if (value := getattr(asked, knob)) is not None]
+    overrides = [word for word in asked.words if "=" in word]
+    config, notes = load_config(files[0] if files else None, [*flags, *overrides], defaults if not files else None)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    return config
+
+
+def _train(asked: argparse.Namespace) -> int:
+    return start(asked_config(asked), only_plan=asked.dry_run)
+
+
+def start(config: RunConfig, *, only_plan: bool = False) -> int:
+    """Run a config with progress in the terminal."""
+    from llm_finetune_kit.run import prepare_run, run
+    from llm_finetune_kit.terminal import Terminal
+
+    terminal = Terminal()
+    if only_plan:
+        prepare_run(config, terminal)
+        return 0
+    with terminal:
+        run(config, terminal)
+    return 0
+
+
+def _demo(asked: argparse.Namespace) -> int:
+    """The first run: short steps on the embedded model, with settings that suit its size."""
+    from llm_finetune_kit.config import demo_values
+
+    return start(asked_config(asked, demo_values()))
+
+
+def _resume(asked: argparse.Namespace) -> int:
+    from llm_finetune_kit.folder import find_run
+
+    folder = find_run(asked.run, Path(asked.output_dir))
+    from llm_finetune_kit.run import resume
+    from llm_finetune_kit.terminal import Terminal
+
+    with Terminal() as terminal:
+        resume(folder, terminal, max_steps=asked.max_steps)
+    return 0
+
+
+def _plan(asked: argparse.Namespace) -> int:
+    from llm_finetune_kit.run import prepare_run
+
+    config = asked_config(asked)
+    if asked.json:
+        print(json.dumps(prepare_run(config).plan.to_dict(), indent=2, default=str))
+        return 0
+    from llm_finetune_kit.terminal import Terminal
+
+    prepare_run(config, Terminal())
+    return 0
+
+
+def _models(asked: argparse.Namespace) -> int:
+    from llm_finetune_kit.catalog import MODELS
+
+    if asked.json:
+        print(json.dumps({name: vars(model) for name, model in MODELS.items()}, indent=2))
+        return 0
+    from llm_finetune_kit.terminal import print_table
+
+    rows = [
+        (name, model.hub_id or "in the package", f"{model.parameters / 1e6:,.0f} M", model.license, "yes" if model.gated else "")
+        for name, model in MODELS.items()
+    ]
+    print_table(("name", "hub id", "weights", "licence", "gated"), rows)
+    return 0
+
+
+def _which_model(asked: argparse.Namespace) -> str:
+    model = asked.model or asked.model_flag
+    if not model:
+        raise UsageError(2, "no model is named", fix="for example: finetune generate outputs/final --prompt TEXT")
+    return str(model)
+
+
+def _generate(asked: argparse.Namespace) -> int:
+    from llm_finetune_kit.config import GenerationSection
+
+    how = GenerationSection(
+        max_new_tokens=asked.max_new_tokens, temperature=asked.temperature, top_p=asked.top_p, num_beams=asked.num_beams
+    )
+    from llm_finetune_kit.api import generate
+
+    text = generate(_which_model(asked), asked.prompt, system=asked.system, how=how, seed=asked.seed, dtype=asked.dtype)
+    print(json.dumps({"prompt": asked.prompt, "answer": text}, ensure_ascii=False) if asked.json else text)
+    return 0
+
+
+def _eval(asked: argparse.Namespace) -> int:
+    return show_evaluation(_which_model(asked), asked.data, max_length=asked.max_length, dtype=asked.dtype, as_json=asked.json)
+
+
+def show_evaluation(model: str, data: str, *, max_length: int | None, dtype: str | None, as_json: bool) -> int:
+    """Measure a model on data and print what was found."""
+    from llm_finetune_kit.config import DataSection
+    from llm_finetune_kit.data.prepare import read
+
+    read(data, DataSection())  # a fault in the data is told before torch is imported
+    from llm_finetune_kit.evaluation.perplexity import measure
+
+    found = measure(model, data, max_length=max_length, dtype=dtype)
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return 0
+    from llm_finetune_kit.terminal import print_table
+
+    print_table(
+        ("model", "loss", "perplexity", "bits per byte", "rows", "target tokens"),
+        [
+            (
+                name,
+                f"{one['loss']:.4f}",
+                f"{one['perplexity']:.2f}",
+                f"{one['bits_per_byte']:.4f}",
+                one["rows"],
+                one["target_tokens"],
+            )
+            for name, one in found.items()
+        ],
+    )
+    return 0

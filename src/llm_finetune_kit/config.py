@@ -1,0 +1,241 @@
+"""Every knob, once: its name, its default, its limits and its help.
+
+The command-line flags, the YAML template and the documentation are derived from these classes.
+A default of None means "you decide": the plan fills it in and gives its reason.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Schedule = Literal["cosine", "linear", "constant"]
+
+
+class Section(BaseModel):
+    """A frozen group of knobs that refuses unknown names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+
+class ModelSection(Section):
+    """Which model learns."""
+
+    name: str | None = Field(None, description="A known short name (see `finetune models`), a hub id or a local folder.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
+    max_length: int | None = Field(None, ge=8, description="Longest example in tokens; longer ones are cut at the end.")
+    dtype: Dtype | None = Field(
+        None, description="Number format of matrix products and frozen weights; trained weights are always float32."
+    )
+    cache_dir: str | None = Field(None, description="Where downloaded models are kept (default: the hub's own cache).")
+
+
+class LoraSection(Section):
+    """Which small matrices are trained beside the frozen weights."""
+
+    r: int | None = Field(None, ge=1, le=1024, description="Rank of the update: higher learns more and costs more.")
+    alpha: int | None = Field(None, ge=1, description="Strength of the update; the usual choice is twice r.")
+    dropout: float = Field(0.0, ge=0, le=0.9, description="Dropout before the adapter.")
+    target_modules: list[str] | Literal["all-linear"] | None = Field(
+        None, description="Names of the layers that get an adapter, or all-linear."
+    )
+
+
+class DataSection(Section):
+    """What the model learns from."""
+
+    train_file: str | list[dict[str, Any]] | None = Field(
+        None, description="A file (JSON, JSONL, CSV, TSV, text, each also .gz), sample:NAME, or a list of rows."
+    )
+    eval_file: str | list[dict[str, Any]] | None = Field(None, description="Held-out rows, in the same formats.")
+    format: str | None = Field(None, description="Shape of the rows; detected from the columns when not given.")
+    max_samples: int | None = Field(None, ge=1, description="Use at most this many training rows, chosen by the seed.")
+    validation_split: float | None = Field(
+        None, ge=0, lt=1, description="Share of the training rows held out when there is no eval_file; 0 for none."
+    )
+    loss_on: Literal["answers", "all"] = Field("answers", description="Which tokens are learned: answers, or all.")
+    system_prompt: str | None = Field(None, description="System message for conversations that have none.")
+    on_bad_rows: Literal["stop", "drop"] = Field(
+        "stop", description="What to do about rows that cannot be used: stop with an error, or drop and report them."
+    )
+
+
+class TrainingSection(Section):
+    """How it learns. batch_size x gradient_accumulation_steps examples make one optimizer step."""
+
+    batch_size: int = Field(4, ge=1, description="Examples per batch.")
+    gradient_accumulation_steps: int = Field(4, ge=1, description="Batches per optimizer step.")
+    learning_rate: float | None = Field(None, gt=0, le=1, description="Peak learning rate.")
+    num_epochs: float = Field(3.0, gt=0, description="Passes over the training rows; max_steps wins over it.")
+    max_steps: int | None = Field(None, ge=1, description="Optimizer steps.")
+    warmup_steps: int | None = Field(None, ge=0, description="Steps over which the learning rate rises to its peak.")
+    warmup_ratio: float = Field(0.03, ge=0, le=1, description="The same as a share of all steps.")
+    schedule: Schedule = Field("cosine", description="How the learning rate falls after its peak.")
+    weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW weight decay of matrices; vectors have none.")
+    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to at most this norm.")
+    gradient_checkpointing: bool | None = Field(None, description="Recompute activations to save memory.")
+    packing: bool = Field(True, description="Put several examples into one pass, kept apart from each other.")
+    tokens_per_pass: int | None = Field(
+        None, ge=16, description="Tokens computed at once; changes memory and speed, never the result."
+    )
+    save_steps: int | None = Field(None, ge=1, description="Optimizer steps between checkpoints.")
+    eval_steps: int | None = Field(None, ge=1, description="Optimizer steps between evaluations.")
+    logging_steps: int = Field(1, ge=1, description="Optimizer steps between lines of the log.")
+    save_total_limit: int = Field(3, ge=1, description="Checkpoints kept, the best one always among them.")
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="Stop after this many evaluations without improvement, and keep the best."
+    )
+    seed: int = Field(42, ge=0, lt=2**32, description="Fixes the data order, the split and the new weights.")
+
+
+class GenerationSection(Section):
+    """How answers are produced."""
+
+    max_new_tokens: int = Field(64, ge=1, description="Longest answer in tokens.")
+    num_beams: int = Field(1, ge=1, description="Beam search width; 1 is greedy or sampled.")
+    temperature: float = Field(0.0, ge=0, le=10, description="Randomness; 0 always takes the likeliest token.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Sample from the likeliest tokens that add up to this share.")
+
+
+class EvaluationSection(Section):
+    """How the result is judged."""
+
+    prompts: list[str] | None = Field(None, description="Prompts answered before and after training.")
+    generation: GenerationSection = GenerationSection()
+
+
+class OutputSection(Section):
+    """Where it goes."""
+
+    output_dir: str = Field("outputs", description="Folder that holds all runs.")
+    run_name: str | None = Field(None, description="Name of this run's folder.")
+
+
+class RunConfig(Section):
+    """Everything a run is asked to do."""
+
+    model: ModelSection = ModelSection()
+    method: Literal["lora", "full"] = Field("lora", description="Train small added matrices (lora) or all weights (full).")
+    lora: LoraSection = LoraSection()
+    data: DataSection = DataSection()
+    training: TrainingSection = TrainingSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    output: OutputSection = OutputSection()
+
+    def asked(self) -> dict[str, Any]:
+        """Only what differs from the defaults: what a person would write in YAML."""
+        return self.model_dump(exclude_defaults=True)
+
+    def with_values(self, values: dict[str, Any]) -> RunConfig:
+        """A copy with some knobs set, each named by its dotted path: `{"lora.r": 8}`."""
+        tree = self.model_dump()
+        for path, value in values.items():
+            *sections, name = path.split(".")
+            branch = tree
+            for section in sections:
+                branch = branch[section]
+            branch[name] = value
+        return RunConfig.model_validate(tree)
+
+
+def knobs(section: type[Section] = RunConfig, prefix: str = "") -> dict[str, Any]:
+    """Every knob by its dotted path, with its pydantic field (annotation, default, description, limits)."""
+    found: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            found |= knobs(kind, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = field
+    return found
+
+
+# Spellings of other tools and of older documents, and the knob that each one means here. A name without
+# a section is accepted at the top level; the canonical name is told to the user.
+ALIASES: dict[str, str] = {
+    "model_name": "model.name",
+    "model_name_or_path": "model.name",
+    "base_model": "model.name",
+    "model.model_name": "model.name",
+    "model.model_name_or_path": "model.name",
+    "max_length": "model.max_length",
+    "max_seq_length": "model.max_length",
+    "cutoff_len": "model.max_length",
+    "sequence_len": "model.max_length",
+    "model.max_seq_length": "model.max_length",
+    "data.max_length": "model.max_length",
+    "training.max_length": "model.max_length",
+    "torch_dtype": "model.dtype",
+    "model.torch_dtype": "model.dtype",
+    "finetuning_type": "method",
+    "adapter": "method",
+    "lora_r": "lora.r",
+    "lora_rank": "lora.r",
+    "lora.rank": "lora.r",
+    "lora.lora_r": "lora.r",
+    "lora_alpha": "lora.alpha",
+    "lora.lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    "lora.lora_dropout": "lora.dropout",
+    "lora_target": "lora.target_modules",
+    "lora_target_modules": "lora.target_modules",
+    "target_modules": "lora.target_modules",
+    "dataset": "data.train_file",
+    "dataset_name": "data.train_file",
+    "train_file": "data.train_file",
+    "data.dataset_name": "data.train_file",
+    "data.train": "data.train_file",
+    "eval_dataset": "data.eval_file",
+    "eval_file": "data.eval_file",
+    "val_size": "data.validation_split",
+    "val_set_size": "data.validation_split",
+    "per_device_train_batch_size": "training.batch_size",
+    "training.per_device_train_batch_size": "training.batch_size",
+    "micro_batch_size": "training.batch_size",
+    "batch_size": "training.batch_size",
+    "gradient_accumulation_steps": "training.gradient_accumulation_steps",
+    "training.gradient_accumulation": "training.gradient_accumulation_steps",
+    "num_train_epochs": "training.num_epochs",
+    "num_epochs": "training.num_epochs",
+    "epochs": "training.num_epochs",
+    "training.num_train_epochs": "training.num_epochs",
+    "training.epochs": "training.num_epochs",
+    "max_steps": "training.max_steps",
+    "iters": "training.max_steps",
+    "learning_rate": "training.learning_rate",
+    "lr": "training.learning_rate",
+    "training.lr": "training.learning_rate",
+    "lr_scheduler_type": "training.schedule",
+    "lr_scheduler": "training.schedule",
+    "training.lr_scheduler_type": "training.schedule",
+    "warmup_steps": "training.warmup_steps",
+    "warmup_ratio": "training.warmup_ratio",
+    "weight_decay": "training.weight_decay",
+    "max_grad_norm": "training.max_grad_norm",
+    "gradient_checkpointing": "training.gradient_checkpointing",
+    "packing": "training.packing",
+    "sample_packing": "training.packing",
+    "save_steps": "training.save_steps",
+    "eval_steps": "training.eval_steps",
+    "logging_steps": "training.logging_steps",
+    "save_total_limit": "training.save_total_limit",
+    "early_stopping_patience": "training.early_stopping_patience",
+    "seed": "training.seed",
+    "output_dir": "output.output_dir",
+    "run_name": "output.run_name",
+}
+
+
+def demo_values() -> dict[str, Any]:
+    """What `finetune demo` asks for: the embedded model learns the style of the sample chat in under a minute."""
+    return {
+        "model.name": "demo",
+        "data.train_file": "sample:chat",
+        "training.max_steps": 40,
+        "training.learning_rate": 3e-3,
+        "training.batch_size": 8,
+        "training.gradient_accumulation_steps": 1,
+        "output.run_name": "demo",
+    }

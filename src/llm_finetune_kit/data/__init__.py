@@ -1,0 +1,1 @@
+"""From files to checked examples: sources, formats, masks, batches."""

@@ -1,0 +1,109 @@
+"""Which examples make a step, and in what passes they are computed.
+
+Examples per step are meaning: step k takes `order(seed, epoch)[k*E:(k+1)*E]`, whatever the hardware.
+Passes are mechanics: the step's examples are packed into rows of at most `tokens_per_pass` tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from llm_finetune_kit.data.masks import Tokens
+
+
+def order(examples: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of the examples in an epoch (counted from 0), int64 [examples]."""
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(examples)
+
+
+def steps_per_epoch(examples: int, per_step: int) -> int:
+    """Optimizer steps that see every example once; the last one may be smaller."""
+    return -(-examples // per_step)
+
+
+def step_examples(examples: int, per_step: int, seed: int, step: int) -> np.ndarray:
+    """The examples of a step (counted from 0): a function of its arguments alone, so a resume needs no state."""
+    epoch, position = divmod(step, steps_per_epoch(examples, per_step))
+    return order(examples, seed, epoch)[position * per_step : (position + 1) * per_step]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One row of packed documents. A document's input is its example up to the last token but one that is learned."""
+
+    input_ids: torch.Tensor  # int64 [1, tokens]
+    position_ids: torch.Tensor  # int64 [1, tokens], restarting at 0 with each document
+    keep: torch.Tensor  # bool [1, tokens]: positions whose next token is a target
+    labels: torch.Tensor  # int64 [targets]: those next tokens
+    lengths: tuple[int, ...]  # tokens of each document
+
+    @property
+    def tokens(self) -> int:
+        return self.input_ids.shape[1]
+
+    @property
+    def targets(self) -> int:
+        return self.labels.shape[0]
+
+    def to(self, device: torch.device | str) -> Pass:
+        moved = (tensor.to(device, non_blocking=True) for tensor in (self.input_ids, self.position_ids, self.keep, self.labels))
+        return Pass(*moved, self.lengths)
+
+
+def arrange(lengths: Sequence[int], budget: int, *, packing: bool = True) -> list[list[int]]:
+    """Indices of the lengths, grouped so that each group's sum stays within the budget (first fit, longest first).
+
+    A length above the budget makes a group of its own; without packing every length does.
+    """
+    groups: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        fitting = next((g for g, free in enumerate(room) if packing and free >= lengths[index]), None)
+        if fitting is None:
+            groups.append([index])
+            room.append(budget - lengths[index])
+        else:
+            groups[fitting].append(index)
+            room[fitting] -= lengths[index]
+    return groups
+
+
+def make_passes(tokens: Tokens, examples: Sequence[int] | np.ndarray, budget: int, *, packing: bool = True) -> list[Pass]:
+    """The passes that compute these examples; examples without a target take no part."""
+    documents = [document for index in examples if (document := _document(tokens, int(index))) is not None]
+    groups = arrange([len(ids) for ids, _, _ in documents], budget, packing=packing)
+    return [_pack([documents[index] for index in group]) for group in groups]
+
+
+def _document(tokens: Tokens, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    ids, trained = tokens.example(index)
+    learned = np.flatnonzero(trained[1:])  # position t predicts token t + 1
+    if len(learned) == 0:
+        return None
+    length = int(learned[-1]) + 1
+    keep = trained[1 : length + 1]
+    return ids[:length], keep, ids[1 : length + 1][keep]
+
+
+def _pack(documents: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Pass:
+    ids, keep, labels = (np.concatenate(part) for part in zip(*documents, strict=True))
+    lengths = tuple(len(document[0]) for document in documents)
+    positions = np.concatenate([np.arange(length) for length in lengths])
+    return Pass(
+        torch.from_numpy(ids.astype(np.int64))[None],
+        torch.from_numpy(positions)[None],
+        torch.from_numpy(keep.copy())[None],
+        torch.from_numpy(labels.astype(np.int64)),
+        lengths,
+    )
+
+
+def evaluation_passes(tokens: Tokens, budget: int, *, packing: bool = True) -> Iterator[Pass]:
+    """Every example once, in passes within the budget, made as they are asked for."""
+    groups = arrange([int(length) for length in tokens.lengths], budget, packing=packing)
+    for group in groups:
+        yield from make_passes(tokens, group, 2 * budget, packing=packing)

@@ -1,0 +1,89 @@
+"""What can go wrong for a reader to fix, each kind with its exit code.
+
+    KitError
+    ├── UsageError, ConfigError   2   what was asked is wrong
+    ├── DataError                 3   the training data is wrong
+    ├── ModelError                4   model, adapter or checkpoint files are wrong
+    ├── MachineError              5   memory, disk, network or a missing package
+    ├── TrainingError             6   training went wrong (NaN, out of memory, nothing learned)
+    ├── BusyError                 7   another process works here
+    └── Interrupted         130/143   stopped by the user, and saved
+
+Faces print a KitError as one block and exit with its code. Anything else is our bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+OUR_BUG = 70
+
+
+class KitError(Exception):
+    """A fault the reader can fix: the problem, where it is, why it matters and what to do."""
+
+    kind = "BUG"
+    exit_code = OUR_BUG
+
+    def __init__(self, number: int, problem: str, *, where: str = "", why: str = "", fix: str = "") -> None:
+        super().__init__(problem)
+        self.number = number
+        self.problem = problem
+        self.where = where
+        self.why = why
+        self.fix = fix
+
+    @property
+    def code(self) -> str:
+        """A stable name to search the documentation for, such as `DATA-004`."""
+        return f"{self.kind}-{self.number:03d}"
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        lines = [f"error[{self.code}] {place}{self.problem}"]
+        lines += [f"  why:  {self.why}"] if self.why else []
+        lines += [f"  fix:  {self.fix}"] if self.fix else []
+        return "\n".join(lines)
+
+
+class UsageError(KitError):
+    kind, exit_code = "USAGE", 2
+
+
+class ConfigError(KitError):
+    kind, exit_code = "CONFIG", 2
+
+
+class DataError(KitError):
+    kind, exit_code = "DATA", 3
+
+
+class ModelError(KitError):
+    kind, exit_code = "MODEL", 4
+
+
+class MachineError(KitError):
+    kind, exit_code = "MACHINE", 5
+
+
+class TrainingError(KitError):
+    kind, exit_code = "TRAIN", 6
+
+
+class BusyError(KitError):
+    kind, exit_code = "BUSY", 7
+
+
+class Interrupted(KitError):
+    """A signal asked the run to stop; it finished its step and saved."""
+
+    kind = "STOP"
+
+    def __init__(self, signal_number: int, problem: str, *, fix: str) -> None:
+        super().__init__(signal_number, problem, fix=fix)
+        self.exit_code = 128 + signal_number
+
+
+def nearest(word: str, known: list[str] | set[str] | tuple[str, ...], count: int = 1) -> list[str]:
+    """The known words that `word` was most likely meant to be (may be empty)."""
+    from difflib import get_close_matches
+
+    return get_close_matches(word, list(known), n=count, cutoff=0.6)

@@ -1,0 +1,138 @@
+"""What a run says. One vocabulary for the terminal, the log file, the browser and the tests.
+
+The engine never prints: it calls a listener with these values. `events.jsonl` in the run folder holds
+them one to a line, so whoever reads the file afterwards sees exactly what a live listener saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Event:
+    """Base of all events; only gives them one type name."""
+
+
+@dataclass(frozen=True)
+class Stage(Event):
+    """The run enters a stage: settings, data, plan, model, train, evaluate, report."""
+
+    name: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Planned(Event):
+    """What was decided, with a reason for each choice (`Plan.to_dict()`)."""
+
+    plan: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Resumed(Event):
+    """Training goes on after `step`; whatever was said about later steps is void."""
+
+    step: int
+    checkpoint: str
+
+
+@dataclass(frozen=True)
+class Stepped(Event):
+    """One optimizer step is done. `loss` is the mean over the step's target tokens, in nats."""
+
+    step: int
+    total_steps: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    tokens: int
+    target_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Evaluated(Event):
+    """Held-out loss (nats per target token) and perplexity after `step`; step 0 is before training."""
+
+    step: int
+    loss: float
+    perplexity: float
+    rows: int
+    target_tokens: int
+    seconds: float
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Sampled(Event):
+    """An answer of the model to a prompt, after `step`; step 0 is before training."""
+
+    step: int
+    prompt: str
+    answer: str
+    reference: str = ""
+
+
+@dataclass(frozen=True)
+class Saved(Event):
+    """A folder was committed: complete, verified, named relative to the run folder."""
+
+    step: int
+    folder: str
+    size_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Warned(Event):
+    """Something the user should know; the run goes on."""
+
+    message: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Finished(Event):
+    """The run reached its end. `reason` says why it stopped there; `summary` holds its figures."""
+
+    step: int
+    reason: str
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failed(Event):
+    """The run stopped before its end; `resume` is the command that goes on, if there is one."""
+
+    code: str
+    problem: str
+    fix: str = ""
+    resume: str = ""
+
+
+Listen = Callable[[Event], None]
+
+KINDS: dict[str, type[Event]] = {
+    kind.__name__: kind for kind in (Stage, Planned, Resumed, Stepped, Evaluated, Sampled, Saved, Warned, Finished, Failed)
+}
+
+
+def ignore(event: Event) -> None:
+    """The listener that does not listen."""
+
+
+def to_record(event: Event, time: float) -> dict[str, Any]:
+    """The event as a line of `events.jsonl`; `time` is in seconds since 1970."""
+    return {"event": type(event).__name__, "time": time, **asdict(event)}
+
+
+def from_record(record: dict[str, Any]) -> Event | None:
+    """The event that `to_record` wrote, or None for a kind that this version does not know."""
+    kind = KINDS.get(record.get("event", ""))
+    if kind is None:
+        return None
+    return kind(**{name: record[name] for name in kind.__dataclass_fields__ if name in record})

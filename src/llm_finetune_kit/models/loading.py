@@ -1,0 +1,97 @@
+"""Models as the loop wants them: frozen weights in the fast dtype, trained weights in float32, attention per document."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llm_finetune_kit.errors import ModelError
+from llm_finetune_kit.models.attention import NAME, register
+from llm_finetune_kit.models.locate import Located
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_base(located: Located, dtype: str, device: str = "cpu") -> Any:
+    """The model's weights in `dtype` on `device`. Raises ModelError if the files are not sound."""
+    from transformers import AutoModelForCausalLM
+
+    register()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            located.folder,
+            dtype=DTYPES[dtype],
+            attn_implementation=NAME,
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except Exception as error:  # transformers and safetensors raise OSError, ValueError, SafetensorError and others
+        raise ModelError(
+            7,
+            "the weights cannot be loaded",
+            where=str(located.folder),
+            why=str(error).strip().splitlines()[0][:200],
+            fix="download the model again; only safetensors files are read",
+        ) from error
+    return model.to(device)
+
+
+def add_lora(model: Any, *, r: int, alpha: int, dropout: float, targets: list[str], base_name: str, seed: int) -> Any:
+    """The model with trainable low-rank matrices (float32) beside frozen layers. Raises ModelError for unknown targets."""
+    from peft import LoraConfig, TaskType, get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from transformers.pytorch_utils import Conv1D
+
+    wrapped = [module for path, module in model.named_modules() if path.rpartition(".")[2] in targets]
+    settings = LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=targets,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in wrapped),
+        task_type=TaskType.CAUSAL_LM,
+        base_model_name_or_path=base_name,
+    )
+    torch.manual_seed(seed)
+    adapted = get_peft_model(model, settings, autocast_adapter_dtype=True)
+    settings.base_model_name_or_path = base_name
+    for module in adapted.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False  # autocast does it without float32 copies of every input
+    return adapted
+
+
+def load_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
+    """The base model with the adapter in `folder` on it."""
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, folder, is_trainable=trainable, local_files_only=True)
+    except Exception as error:
+        raise ModelError(
+            21,
+            "the adapter does not fit this model",
+            where=str(folder),
+            why=str(error).strip().splitlines()[0][:200],
+            fix="use the base model that adapter_config.json names",
+        ) from error
+
+
+def base_of_adapter(folder: Path) -> str | None:
+    """The base model's name if `folder` holds an adapter, else None."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return None
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (ValueError, KeyError) as error:
+        raise ModelError(22, "names no base model", where=str(path), fix="train again, or restore the file") from error
+
+
+def train_all(model: Any) -> Any:
+    """The model with all weights trainable in float32."""
+    return model.float().requires_grad_(True)

@@ -1,0 +1,210 @@
+"""`report.html`: the whole run in one file that needs no network and no scripts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from llm_finetune_kit import config
+from llm_finetune_kit.events import Finished
+from llm_finetune_kit.report import words
+from llm_finetune_kit.report.curve import loss_svg
+from llm_finetune_kit.report.figures import Figures, caution, legible
+from llm_finetune_kit.report.record import Record
+
+FILES = {
+    "config.yaml": "what was asked",
+    "resolved.json": "every value that was used, with versions and the data's fingerprints",
+    "plan.json": "what was decided and predicted",
+    "data_report.json": "what the data is like",
+    "events.jsonl": "everything the run said, one line each",
+    "run.log": "the same for people",
+    "debug.log": "details of errors",
+    "eval_results.json": "held-out results over time and sample answers",
+    "eval_results.csv": "base against tuned, as a table",
+    "comparison.md": "base against tuned, to read",
+    "loss_curve.png": "the loss curve as a picture",
+    "report.html": "this page",
+    "final": "the trained weights with tokenizer and model card: this is what you use",
+}
+
+PARTS = {
+    "weights": "the model itself",
+    "gradients": "in which direction each trained weight should move",
+    "optimizer": "two running means per trained weight (AdamW)",
+    "loss head": "working space to score the vocabulary",
+    "libraries": "PyTorch and its companions",
+    "activations": "what each layer remembers for the backward pass",
+}
+
+
+def page(record: Record, folder: Path) -> str:
+    """The report as HTML; every text that a model, a data set or a user wrote is escaped."""
+    environment = Environment(
+        loader=PackageLoader("llm_finetune_kit", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "loss": words.loss,
+        "perplexity": words.perplexity,
+        "size": words.size,
+        "duration": words.duration,
+    }
+    found = record.figures
+    html = environment.get_template("report.html.jinja").render(
+        run=record,
+        found=found,
+        tiles=_tiles(record),
+        caution=caution(found),
+        curves=[("wide", loss_svg(found, 760, 320)), ("narrow", loss_svg(found, 360, 280))],
+        finished=isinstance(found.ended, Finished),
+        asked=_asked(record.asked),
+        decided=[
+            (choice["knob"], words.value(choice["value"]), choice["reason"], _meaning(choice["knob"]))
+            for choice in record.plan.get("choices", [])
+            if choice["reason"] != "you asked for it"
+        ],
+        memory=_memory(record.plan),
+        sources=_sources(record.data),
+        masks=_masks(record.data),
+        files=_files(folder),
+        versions=record.resolved.get("versions", {}),
+    )
+    return legible(html)
+
+
+def _tiles(record: Record) -> list[tuple[str, str, str]]:
+    """The figures at the top: name, value, and one sentence for a learner."""
+    found, compared = record.figures, record.figures.compared
+    tiles = []
+    for name, kind, show, meaning in (
+        ("Held-out loss", "loss", words.loss, "Surprise per token on rows it never trained on. Lower is better."),
+        ("Perplexity", "perplexity", words.perplexity, "Among about how many equally likely tokens it hesitates."),
+    ):
+        if f"{kind}_after" in compared:
+            tiles.append((name, f"{show(compared.get(f'{kind}_before'))} → {show(compared[f'{kind}_after'])}", meaning))
+    if found.train:
+        tiles.append(("Steps", _steps(found), f"Each step learned from {record.plan.get('examples_per_step', 'some')} examples."))
+        speed = found.tokens / max(found.seconds, 1e-9)
+        tiles.append(
+            (
+                "Training time",
+                words.duration(found.seconds),
+                f"{speed:,.0f} tokens per second on {_device(record.plan)}.",
+            )
+        )
+    trained = record.plan.get("trained_parameters")
+    if trained:
+        how = (
+            "All weights were trained."
+            if record.knobs.get("method") == "full"
+            else "Small LoRA matrices; the base stayed as it was."
+        )
+        tiles.append(("Trained weights", f"{trained:,}", how))
+    return tiles
+
+
+def _steps(found: Figures) -> str:
+    return f"{found.last_step:,}" if found.last_step == found.total_steps else f"{found.last_step:,} of {found.total_steps:,}"
+
+
+def _device(plan: dict[str, Any]) -> str:
+    device = str(plan.get("device", "this machine"))
+    return "the CPU" if device == "cpu" else device
+
+
+def _asked(tree: dict[str, Any]) -> list[tuple[str, str, str]]:
+    return [(knob, words.value(value), _meaning(knob)) for knob, value in _leaves(tree)]
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + str(name), value
+
+
+def _meaning(knob: str) -> str:
+    field = config.knobs().get(knob)
+    return str(field.description).replace("`", "") if field is not None else ""
+
+
+def _memory(plan: dict[str, Any]) -> dict[str, Any] | None:
+    parts, free = plan.get("memory"), plan.get("available_memory")
+    if not parts or not free:
+        return None
+    whole = max(free, sum(parts.values()))
+    return {
+        "parts": [(name, size, 100 * size / whole, PARTS.get(name, "")) for name, size in parts.items()],
+        "peak": sum(parts.values()),
+        "free": free,
+        "fits": sum(parts.values()) <= free,
+    }
+
+
+def _sources(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """The data files: rows, what was dropped and why."""
+    found = []
+    for role, key in (("Training", "train"), ("Held out", "held_out")):
+        part = data.get(key)
+        if not part:
+            continue
+        dropped = part.get("dropped", [])
+        places: dict[str, list[str]] = {}
+        for row in dropped:
+            places.setdefault(row["reason"], []).append(words.name(str(row["place"])))
+        found.append(
+            {
+                "role": role,
+                "name": words.name(str(part.get("name", ""))),
+                "rows": part.get("rows", 0),
+                "examples": part.get("examples", 0),
+                "format": part.get("format", ""),
+                "why": part.get("why_format", ""),
+                "dropped": [
+                    (reason, count, places[reason][:3])
+                    for reason, count in Counter(row["reason"] for row in dropped).most_common()
+                ],
+                "dropped_count": len(dropped),
+            }
+        )
+    return found
+
+
+def _masks(data: dict[str, Any]) -> dict[str, Any] | None:
+    masks = data.get("masks")
+    if not masks or not masks.get("tokens"):
+        return None
+    share = 100 * masks["target_tokens"] / masks["tokens"]
+    return {**masks, "share": share, "held_out_from": words.name(str(masks.get("held_out_from", "none")))}
+
+
+def _files(folder: Path) -> list[tuple[str, str, str]]:
+    """What lies in the run folder: name, meaning, size; this page's own size is not known yet."""
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=_checkpoint_step)
+    meanings = FILES | {path.name: "weights and optimizer state, to go on from" for path in checkpoints}
+    found = [("report.html", meanings.pop("report.html"), "")]
+    for name, meaning in meanings.items():
+        path = folder / name
+        if path.exists():
+            found.append((name + "/" * path.is_dir(), meaning, words.size(_bytes(path))))
+    return found
+
+
+def _checkpoint_step(path: Path) -> tuple[int, str]:
+    step = path.name.rpartition("-")[2]
+    return (int(step) if step.isdecimal() else 0, path.name)
+
+
+def _bytes(path: Path) -> int:
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size

@@ -1,0 +1,106 @@
+"""The evidence of a run, written into its folder: every file is a function of what the run recorded."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from llm_finetune_kit.folder import write_json, write_whole
+from llm_finetune_kit.report import words
+from llm_finetune_kit.report.figures import caution, legible
+from llm_finetune_kit.report.log import run_log
+from llm_finetune_kit.report.page import page
+from llm_finetune_kit.report.plots import loss_curve
+from llm_finetune_kit.report.record import Record, read_record
+
+
+def write_report(folder: Path) -> None:
+    """Write or renew all evidence in a run folder, however far the run came; each file whole or not at all."""
+    record = read_record(folder)
+    write_json(folder / "eval_results.json", results(record))
+    write_whole(folder / "eval_results.csv", words.csv_table(metrics(record)))
+    write_whole(folder / "comparison.md", legible(comparison(record)))
+    _write_bytes(folder / "loss_curve.png", loss_curve(record.figures, record.verdict.headline))
+    write_whole(folder / "run.log", run_log(folder, record.knobs.get("training", {}).get("logging_steps", 1)))
+    write_whole(folder / "report.html", page(record, folder))
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    draft = path.with_name(f".{path.name}.part")
+    with open(draft, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+def results(record: Record) -> dict[str, Any]:
+    """`eval_results.json`: held-out results over steps, base against tuned, and paired answers."""
+    found = record.figures
+    tree: dict[str, Any] = {
+        "run": record.name,
+        "base_model": record.base,
+        "verdict": asdict(record.verdict),
+        "finished": found.kept is not None,
+        "step": found.shown,
+        "before_and_after": found.compared,
+        "evaluations": [asdict(event) for event in found.held_out],
+        "samples": [asdict(pair) for pair in found.pairs],
+    }
+    return {key: _finite(value) for key, value in tree.items()}
+
+
+def _finite(tree: Any) -> Any:
+    """The same tree with null for what JSON cannot say: infinity and not-a-number."""
+    if isinstance(tree, dict):
+        return {key: _finite(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def metrics(record: Record) -> list[list[Any]]:
+    """`eval_results.csv`: a row per metric; an empty cell is not known."""
+    found, compared = record.figures, record.figures.compared
+    by_step = {event.step: event for event in found.held_out}
+    base, tuned = by_step.get(0), by_step.get(found.shown) if found.shown else None
+    return [
+        ["metric", "base", "tuned"],
+        ["held_out_loss", compared.get("loss_before"), compared.get("loss_after")],
+        ["perplexity", compared.get("perplexity_before"), compared.get("perplexity_after")],
+        ["held_out_rows", base and base.rows, tuned and tuned.rows],
+        ["held_out_target_tokens", base and base.target_tokens, tuned and tuned.target_tokens],
+        ["step", base and base.step, tuned and tuned.step],
+    ]
+
+
+def comparison(record: Record) -> str:
+    """`comparison.md`: base against tuned in figures and side by side in answers."""
+    found, compared = record.figures, record.figures.compared
+    rows = [
+        ["Held-out loss", words.loss(compared.get("loss_before")), words.loss(compared.get("loss_after"))],
+        [
+            "Perplexity",
+            words.perplexity(compared.get("perplexity_before")),
+            words.perplexity(compared.get("perplexity_after")),
+        ],
+    ]
+    step = f"Tuned (step {found.shown})" if found.shown is not None else "Tuned"
+    parts = [
+        "# Base against tuned",
+        f"**{words.markdown_cell(record.verdict.sentence)}.** {caution(found)}".strip(),
+        words.markdown_table(["", "Base", step], rows),
+        "Loss is the mean surprise per learned token of the held-out rows; perplexity is e to that power. Lower is better.",
+        "## Answers",
+    ]
+    for number, pair in enumerate(found.pairs, 1):
+        answers = [words.markdown_cell(text if text is not None else "(not asked)") for text in (pair.before, pair.after)]
+        reference = words.markdown_cell(pair.reference) if pair.reference else "(none)"
+        parts += [f"### {number}", words.markdown_table(["Prompt"], [[words.markdown_cell(pair.prompt)]])]
+        parts.append(words.markdown_table(["Base", "Tuned", "Reference"], [[*answers, reference]]))
+    if not found.pairs:
+        parts.append("No answers were recorded.")
+    return "\n\n".join(parts) + "\n"

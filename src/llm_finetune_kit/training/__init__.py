@@ -1,0 +1,1 @@
+"""The training step, loop, optimizer, schedule and checkpoints."""

@@ -1,0 +1,149 @@
+"""The loss, and the gradient of one optimizer step. Everything that decides what is learned is on this page.
+
+The loss is cross entropy in float32 over target tokens only, summed and divided by the step's target tokens:
+1 x 8 examples = 8 x 1 = packed = padded, to rounding. Logits exist for a few target rows at a time, and their
+gradient is formed while they are there (4VH multiplications per target with a frozen head instead of 6VH).
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch.nn.functional import log_softmax
+
+from llm_finetune_kit.data.batches import Pass
+
+WORKSPACE_BYTES = 30_000_000  # of float32 logits: larger fresh blocks are page-faulted anew each time on CPU
+
+
+class HeadLoss(torch.autograd.Function):
+    """Summed cross entropy of `labels` [n] under `hidden` [n, H] @ `weight` [V, H]^T, chunk by chunk."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        labels: torch.Tensor,
+        softcap: float | None,
+        dtype: torch.dtype,
+        scale: float,
+    ) -> torch.Tensor:
+        rows = max(1, WORKSPACE_BYTES // (4 * weight.shape[0]))
+        matrix = weight.to(dtype)
+        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        learns, head_learns = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        grad_hidden = torch.empty_like(hidden) if learns else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if head_learns else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and ctx.needs_input_grad[2] else None
+        for start in range(0, len(labels), rows):
+            part = slice(start, start + rows)
+            states, wanted = hidden[part].to(dtype), labels[part, None]
+            logits = (states @ matrix.T).float()
+            if bias is not None:
+                logits += bias.float()
+            capped = torch.tanh(logits / softcap) if softcap else None
+            log_probabilities = log_softmax(logits if capped is None else capped * softcap, dim=-1)
+            loss -= log_probabilities.gather(1, wanted).sum()
+            if not (learns or head_learns):
+                continue
+            slope = log_probabilities.exp_()
+            slope.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=slope.dtype))
+            if capped is not None:
+                slope *= 1 - capped.square()
+            if grad_bias is not None:
+                grad_bias += slope.sum(0)
+            slope = slope.to(dtype)
+            if grad_hidden is not None:
+                grad_hidden[part] = (slope @ matrix).to(hidden.dtype)
+            if grad_weight is not None:
+                grad_weight += (slope.T @ states).float()
+        ctx.grads = grad_hidden, grad_weight, grad_bias
+        ctx.scale = scale
+        return loss * scale
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
+        factor = grad_outputs[0] * ctx.scale
+        grads = tuple(None if grad is None else grad.mul_(factor.to(grad.dtype)) for grad in ctx.grads)
+        ctx.grads = None
+        return (*grads, None, None, None, None)
+
+
+class Objective:
+    """The loss of passes under a model.
+
+    `dtype` is what matrix products use. Where the model's head is a plain linear layer (checked by comparing
+    logits once, never assumed) it is computed by HeadLoss; otherwise by the model itself.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        self.model = model
+        self.dtype = dtype
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.decoder = base.base_model
+        self.head = base.get_output_embeddings()
+        self.softcap: float | None = getattr(base.config, "final_logit_softcapping", None)
+        self.device = self.head.weight.device
+        self.plain_head = type(self.head) is torch.nn.Linear and self._head_is_plain(base)
+
+    def _head_is_plain(self, base: Any) -> bool:
+        ids = torch.arange(4, device=self.device)[None] % base.config.vocab_size
+        was_training = base.training
+        base.eval()
+        with torch.no_grad(), self.precision():
+            whole = base(input_ids=ids, use_cache=False).logits
+            parts = self.head(self.decoder(input_ids=ids, use_cache=False).last_hidden_state)
+            if self.softcap:
+                parts = torch.tanh(parts / self.softcap) * self.softcap
+        base.train(was_training)
+        return torch.equal(whole, parts)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """The context in which the model is to run."""
+        if self.dtype is torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def summed(self, work: Pass, scale: float = 1.0) -> torch.Tensor:
+        """`scale` times the summed loss of a pass's targets, a float32 scalar."""
+        work = work.to(self.device)
+        asked = {
+            "input_ids": work.input_ids,
+            "position_ids": work.position_ids,
+            "use_cache": False,
+            "document_lengths": work.lengths,
+        }
+        with self.precision():
+            if self.plain_head:
+                hidden = self.decoder(**asked).last_hidden_state[work.keep]
+            else:
+                logits = self.model(**asked, logits_to_keep=work.keep).logits
+        if self.plain_head:
+            return HeadLoss.apply(hidden, self.head.weight, self.head.bias, work.labels, self.softcap, self.dtype, scale)
+        return scale * torch.nn.functional.cross_entropy(logits.float(), work.labels, reduction="sum")
+
+
+def accumulate(objective: Objective, passes: list[Pass]) -> torch.Tensor:
+    """Add the gradient of the step's mean loss over its target tokens to `.grad`; return that loss, detached."""
+    targets = sum(work.targets for work in passes)
+    loss = torch.zeros((), dtype=torch.float32, device=objective.device)
+    for work in passes:
+        part = objective.summed(work, 1.0 / targets)
+        part.backward()
+        loss += part.detach()
+    return loss
+
+
+@torch.no_grad()
+def mean_loss(objective: Objective, passes: Any) -> tuple[float, int]:
+    """Mean loss over all target tokens of the passes, in nats, and their number; the model is left in eval mode."""
+    objective.model.eval()
+    total, targets = 0.0, 0
+    for work in passes:
+        total += float(objective.summed(work))
+        targets += work.targets
+    return total / max(1, targets), targets

@@ -1,0 +1,32 @@
+"""What all tests share: quiet threads, no network, caches in a temporary place, tiny real models."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLM_FINETUNE_KIT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data and models; tests that need them are skipped only where the folder does not exist."""
+    if not SHARED.is_dir():
+        pytest.skip("the folder with real data is not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def stories(shared: Path) -> Path:
+    """A really trained Llama of 260,000 weights."""
+    return shared / "models" / "stories260K-hf"
