@@ -10,7 +10,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 FIRST_LOSS_LIMIT = {"float32": 1e-3, "bfloat16": 5e-3}  # absolute, at a loss of about 11
-COSINE_LIMIT = {"float32": 0.99, "bfloat16": 0.9}
+COSINE_LIMIT = {"float32": 0.99, "bfloat16": 0.95}
+NORM_LIMIT = 0.05  # relative, of the update: Adam makes it follow the learning rate and the number of steps
 LATER_LOSS_LIMIT = 0.01  # relative, at every step
 
 
@@ -21,7 +22,7 @@ class Verdict:
     first_loss_error: float
     worst_loss_error: float
     cosine: float
-    update_norm: float
+    norm_ratio: float
     faults: list[str] = field(default_factory=list)
 
 
@@ -34,7 +35,7 @@ def judge(run: dict[str, Any], reference: dict[str, Any], precision: str, initia
     worst = max(abs(a - b) / b for a, b in zip(run["losses"], reference["losses"], strict=True))
     update, expected = (flat_update(Path(result["adapter"]), initial) for result in (run, reference))
     cosine = cosine_of(update, expected)
-    norm = float(np.linalg.norm(update))
+    norm = float(np.linalg.norm(update) / np.linalg.norm(expected))
     faults = []
     if update.shape != expected.shape:
         faults.append("its adapter does not have the reference's tensors")
@@ -46,6 +47,8 @@ def judge(run: dict[str, Any], reference: dict[str, Any], precision: str, initia
         faults.append("the adapter did not change: nothing was trained")
     elif not cosine >= COSINE_LIMIT[precision]:
         faults.append(f"update has cosine {cosine:.3f} with the reference, limit {COSINE_LIMIT[precision]}")
+    elif not abs(norm - 1) <= NORM_LIMIT:
+        faults.append(f"update is {norm:.2f} times as long as the reference, limit {NORM_LIMIT:.0%}")
     return Verdict(first, worst, cosine, norm, faults)
 
 

@@ -6,29 +6,67 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import LEARNING_RATE, MAX_GRAD_NORM, Adapter, Document, Recorder, read_job
+import numpy as np
+import torch
+from common import IGNORED, LEARNING_RATE, MAX_GRAD_NORM, Adapter, Document, Recorder, read_job
+from peft import get_peft_model_state_dict
+
+from llm_finetune_kit.data.batches import order
+from llm_finetune_kit.data.masks import Tokens
+from llm_finetune_kit.events import Event, Stepped
+from llm_finetune_kit.models.loading import load_adapter, load_base
+from llm_finetune_kit.models.locate import Located
+from llm_finetune_kit.training.checkpoint import Progress
+from llm_finetune_kit.training.loop import Schedule, fit
+from llm_finetune_kit.training.optimizer import make_optimizer
+from llm_finetune_kit.training.step import Objective
+
+TOKENS_PER_PASS = 2048  # what the plan chooses for this model on a CPU
 
 StepDone = Callable[[float, int, Callable[[], Adapter]], None]
 
 
-# ---------------------------------------------------------------- the one place where the engine is wired in
 def train(model_dir: Path, adapter_dir: Path, batches: list[list[Document]], step_done: StepDone) -> dict[str, Any]:
-    """Train one optimizer step per batch, in order, and call `step_done` right after each.
+    """The package's own loop on the documents of each step, in order; `step_done` is called after every step."""
+    base = load_base(Located(str(model_dir), model_dir), "bfloat16")
+    model = load_adapter(base, adapter_dir, trainable=True)
+    optimizer = make_optimizer(model.parameters(), weight_decay=0.0)
+    schedule = Schedule(
+        rates=[LEARNING_RATE] * len(batches),
+        examples_per_step=len(batches[0]),
+        tokens_per_pass=TOKENS_PER_PASS,
+        packing=True,
+        max_grad_norm=MAX_GRAD_NORM,
+        eval_steps=len(batches),
+        save_steps=len(batches),
+        patience=None,
+        seed=0,
+    )
 
-    - `model_dir`: config.json, model.safetensors (float32) and the tokenizer, as `from_pretrained` reads them.
-    - `adapter_dir`: the first LoRA weights in PEFT's layout; A and B are both random and must be loaded.
-    - `batches`: the documents of each step, tokenized; `labels` are -100 where nothing is trained, not shifted.
-    - optimizer: AdamW, LEARNING_RATE constant, betas (0.9, 0.999), eps 1e-8, weight decay 0, clip MAX_GRAD_NORM.
-    - `step_done(loss, positions, adapter)`: the mean loss per supervised token before the update; the token
-      positions computed, padding included; and a function that gives the LoRA weights under PEFT's names
-      (called once, at the end of the warm-up).
+    def listen(event: Event) -> None:
+        if isinstance(event, Stepped):
+            step_done(event.loss, event.tokens, lambda: get_peft_model_state_dict(model, save_embedding_layers=False))
 
-    Returns facts for the report, e.g. {"base_dtype": ["torch.bfloat16"], "adapter_dtype": ["torch.float32"]}.
-    """
-    raise NotImplementedError("the engine is not wired in yet", LEARNING_RATE, MAX_GRAD_NORM)
+    fit(Objective(model, torch.bfloat16), optimizer, in_order(batches), None, schedule, Progress(), lambda _: None, listen)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return {
+        "base_dtype": sorted({str(p.dtype) for p in model.parameters() if not p.requires_grad}),
+        "adapter_dtype": sorted({str(p.dtype) for p in trained}),
+        "tokens_per_pass": TOKENS_PER_PASS,
+    }
 
 
-# -----------------------------------------------------------------------------------------------------------
+def in_order(batches: list[list[Document]]) -> Tokens:
+    """The documents placed so that the loop's shuffled order visits them batch by batch."""
+    documents = [document for batch in batches for document in batch]
+    place = order(len(documents), seed=0, epoch=0)
+    shuffled = [documents[0]] * len(documents)
+    for document, index in zip(documents, place, strict=True):
+        shuffled[index] = document
+    starts = np.concatenate([[0], np.cumsum([len(document.input_ids) for document in shuffled])])
+    ids = np.concatenate([np.asarray(document.input_ids, dtype=np.int32) for document in shuffled])
+    trained = np.concatenate([np.asarray(document.labels) != IGNORED for document in shuffled])
+    return Tokens(ids, trained, starts, np.arange(len(documents), dtype=np.int32))
 
 
 def main() -> None:

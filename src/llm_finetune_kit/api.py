@@ -11,6 +11,7 @@ from llm_finetune_kit.catalog import MODELS
 from llm_finetune_kit.config import ALIASES, DataSection, GenerationSection, RunConfig, knobs
 from llm_finetune_kit.errors import ConfigError, nearest
 from llm_finetune_kit.events import Event, Listen
+from llm_finetune_kit.settings import changed
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class QuickTrainer:
 
     def __init__(self, model: str, data: Any, *, listen: Listen | None = None, **settings: Any) -> None:
         values = {knob_named(name): value for name, value in settings.items()}
-        self.config = RunConfig().with_values({"model.name": model, "data.train_file": data} | values)
+        self.config = changed(RunConfig(), {"model.name": model, "data.train_file": data} | values)
         self.listen = listen
         self.result: Any = None
 
@@ -135,7 +136,7 @@ class SimpleTrainer:
         values = {knob_named(name): value for name, value in settings.items()}
         rows = dataset.rows if isinstance(dataset, PreparedDataset) else dataset
         name = tokenizer.name_or_path
-        self.config = RunConfig().with_values({"model.name": name, "data.train_file": rows} | values)
+        self.config = changed(RunConfig(), {"model.name": name, "data.train_file": rows} | values)
         self.model = model
         self.listen = listen
         self.result: Any = None

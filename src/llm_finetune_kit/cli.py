@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_finetune_kit.config import RunConfig, knobs
+from llm_finetune_kit.config import ALIASES, RunConfig, knobs
 from llm_finetune_kit.errors import OUR_BUG, KitError, UsageError, nearest
 
 # Flags for the knobs people turn most; every other knob is set by `section.key=value`.
@@ -42,6 +45,8 @@ COMMANDS = {
     "eval": "measure a model on held-out data",
 }
 
+EXAMPLE_OF = {"--prompt": '--prompt "How do I reset my password?"', "--data": "--data sample:chat"}
+
 EXAMPLES = """\
 examples:
   finetune demo
@@ -55,12 +60,15 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; see `errors.py` for what the codes mean."""
-    words = _normalised(list(sys.argv[1:] if arguments is None else arguments))
-    return guarded(lambda: _dispatch(words))
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return guarded(lambda: _dispatch(_normalised(words)))
 
 
 def guarded(work: Callable[[], int]) -> int:
     """The exit code of some work, with its errors told as a person wants to read them."""
+    from llm_finetune_kit.terminal import drop_closed_streams
+
+    _calm()
     try:
         return work()
     except KitError as error:
@@ -69,32 +77,55 @@ def guarded(work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("stopped; nothing was being trained", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 141
+    except BrokenPipeError:  # whoever read our output has had enough of it
+        return 0
     except Exception as error:  # a fault of ours: say so, and keep the traceback for a report
-        import tempfile
-        import traceback
+        return _our_bug(error)
+    finally:
+        drop_closed_streams()
 
-        with tempfile.NamedTemporaryFile("w", prefix="finetune-bug-", suffix=".log", delete=False, encoding="utf-8") as file:
-            traceback.print_exc(file=file)
-        print(f"error[BUG-001] {type(error).__name__}: {error}", file=sys.stderr)
-        print(f"  why:  this is a fault of finetune, not yours\n  fix:  please report it with {file.name}", file=sys.stderr)
-        return OUR_BUG
+
+def _our_bug(error: Exception) -> int:
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile("w", prefix="finetune-bug-", suffix=".log", delete=False, encoding="utf-8") as file:
+        traceback.print_exc(file=file)
+    print(f"error[BUG-001] {type(error).__name__}: {error}", file=sys.stderr)
+    print(f"  why:  this is a fault of finetune, not yours\n  fix:  please report it with {file.name}", file=sys.stderr)
+    return OUR_BUG
+
+
+def _calm() -> None:
+    """Letters that the terminal does not know never stop a run; warnings and bars of libraries are not shown.
+
+    A run collects them in its debug.log; `python -W` and PYTHONWARNINGS show them as usual.
+    """
+    import logging
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    if not sys.warnoptions:
+        logging.captureWarnings(True)
+        logging.getLogger("py.warnings").addHandler(logging.NullHandler())
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not (sys.stderr and sys.stderr.isatty()):
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _normalised(words: list[str]) -> list[str]:
     """Flags may be written with underscores, and the command `train` may be left out."""
     words = [_dashed(word) for word in words]
+    if words[:1] == ["help"]:
+        words = [*words[1:2], "--help"]
     if not words or words[0] in ("-h", "--help", "--version") or words[0] in COMMANDS:
         return words
     if words[0].startswith("-") or "=" in words[0] or words[0].endswith((".yaml", ".yml")):
         return ["train", *words]
     near = nearest(words[0], list(COMMANDS))
     hint = f"did you mean `finetune {near[0]}`? " if near else ""
-    raise_later = UsageError(1, f"there is no command {words[0]}", fix=f"{hint}commands: {', '.join(COMMANDS)}")
-    print(raise_later, file=sys.stderr)
-    raise SystemExit(raise_later.exit_code)
+    raise UsageError(1, f"there is no command {words[0]}", fix=f"{hint}commands: {', '.join(COMMANDS)}")
 
 
 def _dashed(word: str) -> str:
@@ -108,18 +139,37 @@ class _Parser(argparse.ArgumentParser):
     """argparse, with errors in our form and a hint for misspelt flags."""
 
     def error(self, message: str) -> Any:
+        found = re.fullmatch(r"argument (\S+/)?(--\S+): expected one argument", message)
+        if found:
+            message = f"{found[2]} needs a value"
+        missing = re.fullmatch(r"the following arguments are required: (--\w+).*", message)
+        if missing:
+            raise UsageError(
+                2, f"{missing[1]} is missing", fix=f"for example: {self.prog} outputs/final {EXAMPLE_OF[missing[1]]}"
+            )
         raise UsageError(2, message, fix=f"see `{self.prog} --help`")
 
     def parse_all(self, words: list[str]) -> argparse.Namespace:
-        found, unknown = self.parse_known_args(words)
-        flags = [word for word in unknown if word.startswith("-")]
-        if flags:
-            flag = flags[0].partition("=")[0]
-            near = nearest(flag, [name for action in self._actions for name in action.option_strings])
-            raise UsageError(2, f"unknown option {flag}", fix=f"did you mean {near[0]}?" if near else f"see `{self.prog} --help`")
+        """The values of all words; flags and other words may stand in any order."""
+        options = [name for action in self._actions for name in action.option_strings]
+        for word in words:
+            flag = word.partition("=")[0]
+            if re.match(r"--\w", flag) and flag not in options:
+                raise UsageError(2, f"unknown option {flag}", fix=self._instead(flag, nearest(flag, options)))
+        found, unknown = self.parse_known_intermixed_args(words)
         if unknown:
-            raise UsageError(2, f"unexpected word {unknown[0]}", fix=f"see `{self.prog} --help`")
+            kind = "option" if unknown[0].startswith("-") else "word"
+            raise UsageError(2, f"unexpected {kind} {unknown[0]}", fix=f"see `{self.prog} --help`")
         return found
+
+    def _instead(self, flag: str, near: list[str]) -> str:
+        """A knob that has no flag of this name is set by its path."""
+        name = flag.lstrip("-").replace("-", "_").replace("__", ".")
+        paths = [path for path in knobs() if name in (path, path.rpartition(".")[2])]
+        knob = paths[0] if paths else ALIASES.get(name)
+        if knob is None or not any(action.dest == "words" for action in self._actions):
+            return f"did you mean {near[0]}?" if near else f"see `{self.prog} --help`"
+        return next((f"write {ours} VALUE" for ours, path in FLAGS.items() if path == knob), f"write {knob}=VALUE")
 
 
 def _parser(command: str) -> _Parser:
@@ -267,11 +317,16 @@ def _models(asked: argparse.Namespace) -> int:
     from llm_finetune_kit.terminal import print_table
 
     rows = [
-        (name, model.hub_id or "in the package", f"{model.parameters / 1e6:,.0f} M", model.license, "yes" if model.gated else "")
+        (name, model.hub_id or "in the package", _count(model.parameters), f"{model.license}{', gated' if model.gated else ''}")
         for name, model in MODELS.items()
     ]
-    print_table(("name", "hub id", "weights", "licence", "gated"), rows)
+    print_table(("name", "hub id", "size", "licence"), rows)
     return 0
+
+
+def _count(number: int) -> str:
+    """1,100,048,384 as `1.1 B`."""
+    return f"{number / 1e9:.1f} B" if number >= 1e9 else f"{number / 1e6:.0f} M"
 
 
 def _which_model(asked: argparse.Namespace) -> str:

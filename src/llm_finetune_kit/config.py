@@ -8,16 +8,26 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Schedule = Literal["cosine", "linear", "constant"]
+MANY = 10_000_000  # more steps, examples or tokens than this are a slip of the pen, and would fill the memory with plans
+FILE_NAME = r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,99}$"
 
 
 class Section(BaseModel):
     """A frozen group of knobs that refuses unknown names."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """pydantic would take true for 1."""
+        if isinstance(value, bool) and "bool" not in str(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError("a truth value where none is due")
+        return value
 
 
 class ModelSection(Section):
@@ -25,7 +35,7 @@ class ModelSection(Section):
 
     name: str | None = Field(None, description="A known short name (see `finetune models`), a hub id or a local folder.")
     revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
-    max_length: int | None = Field(None, ge=8, description="Longest example in tokens; longer ones are cut at the end.")
+    max_length: int | None = Field(None, ge=8, le=MANY, description="Longest example in tokens; longer ones are cut at the end.")
     dtype: Dtype | None = Field(
         None, description="Number format of matrix products and frozen weights; trained weights are always float32."
     )
@@ -36,7 +46,7 @@ class LoraSection(Section):
     """Which small matrices are trained beside the frozen weights."""
 
     r: int | None = Field(None, ge=1, le=1024, description="Rank of the update: higher learns more and costs more.")
-    alpha: int | None = Field(None, ge=1, description="Strength of the update; the usual choice is twice r.")
+    alpha: int | None = Field(None, ge=1, le=MANY, description="Strength of the update; the usual choice is twice r.")
     dropout: float = Field(0.0, ge=0, le=0.9, description="Dropout before the adapter.")
     target_modules: list[str] | Literal["all-linear"] | None = Field(
         None, description="Names of the layers that get an adapter, or all-linear."
@@ -65,12 +75,12 @@ class DataSection(Section):
 class TrainingSection(Section):
     """How it learns. batch_size x gradient_accumulation_steps examples make one optimizer step."""
 
-    batch_size: int = Field(4, ge=1, description="Examples per batch.")
-    gradient_accumulation_steps: int = Field(4, ge=1, description="Batches per optimizer step.")
+    batch_size: int = Field(4, ge=1, le=MANY, description="Examples per batch.")
+    gradient_accumulation_steps: int = Field(4, ge=1, le=MANY, description="Batches per optimizer step.")
     learning_rate: float | None = Field(None, gt=0, le=1, description="Peak learning rate.")
-    num_epochs: float = Field(3.0, gt=0, description="Passes over the training rows; max_steps wins over it.")
-    max_steps: int | None = Field(None, ge=1, description="Optimizer steps.")
-    warmup_steps: int | None = Field(None, ge=0, description="Steps over which the learning rate rises to its peak.")
+    num_epochs: float = Field(3.0, gt=0, le=100_000, description="Passes over the training rows; max_steps wins over it.")
+    max_steps: int | None = Field(None, ge=1, le=MANY, description="Optimizer steps.")
+    warmup_steps: int | None = Field(None, ge=0, le=MANY, description="Steps over which the learning rate rises to its peak.")
     warmup_ratio: float = Field(0.03, ge=0, le=1, description="The same as a share of all steps.")
     schedule: Schedule = Field("cosine", description="How the learning rate falls after its peak.")
     weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW weight decay of matrices; vectors have none.")
@@ -78,7 +88,7 @@ class TrainingSection(Section):
     gradient_checkpointing: bool | None = Field(None, description="Recompute activations to save memory.")
     packing: bool = Field(True, description="Put several examples into one pass, kept apart from each other.")
     tokens_per_pass: int | None = Field(
-        None, ge=16, description="Tokens computed at once; changes memory and speed, never the result."
+        None, ge=16, le=1 << 30, description="Tokens computed at once; changes memory and speed, never the result."
     )
     save_steps: int | None = Field(None, ge=1, description="Optimizer steps between checkpoints.")
     eval_steps: int | None = Field(None, ge=1, description="Optimizer steps between evaluations.")
@@ -93,8 +103,8 @@ class TrainingSection(Section):
 class GenerationSection(Section):
     """How answers are produced."""
 
-    max_new_tokens: int = Field(64, ge=1, description="Longest answer in tokens.")
-    num_beams: int = Field(1, ge=1, description="Beam search width; 1 is greedy or sampled.")
+    max_new_tokens: int = Field(64, ge=1, le=MANY, description="Longest answer in tokens.")
+    num_beams: int = Field(1, ge=1, le=256, description="Beam search width; 1 is greedy or sampled.")
     temperature: float = Field(0.0, ge=0, le=10, description="Randomness; 0 always takes the likeliest token.")
     top_p: float = Field(1.0, gt=0, le=1, description="Sample from the likeliest tokens that add up to this share.")
 
@@ -110,7 +120,7 @@ class OutputSection(Section):
     """Where it goes."""
 
     output_dir: str = Field("outputs", description="Folder that holds all runs.")
-    run_name: str | None = Field(None, description="Name of this run's folder.")
+    run_name: str | None = Field(None, pattern=FILE_NAME, description="Name of this run's folder.")
 
 
 class RunConfig(Section):

@@ -219,7 +219,15 @@ class RunFolder:
 def runs(output_dir: Path) -> list[RunFolder]:
     """All runs under a folder, the last started first."""
     found = [path.parent for path in output_dir.glob(f"*/{EVENTS}")]
-    return [RunFolder(path) for path in sorted(found, key=lambda path: (path / "config.yaml").stat().st_mtime_ns, reverse=True)]
+    return [RunFolder(path) for path in sorted(found, key=_started, reverse=True)]
+
+
+def _started(run: Path) -> int:
+    """When the run was written its config; one that was killed before that comes last."""
+    try:
+        return (run / "config.yaml").stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def find_run(name: str | None, output_dir: Path) -> RunFolder:
@@ -238,7 +246,11 @@ def find_run(name: str | None, output_dir: Path) -> RunFolder:
     for run in runs(output_dir):
         if not run.finished:
             return run
-    raise UsageError(3, "no unfinished run", where=str(output_dir), fix="name the run: `finetune resume outputs/NAME`")
+    finished = [str(run.path) for run in runs(output_dir)]
+    fix = "start one with `finetune train`, or name its folder with --output-dir"
+    if finished:
+        fix = f"to train one for longer: finetune resume {finished[0]} --max-steps N"
+    raise UsageError(3, "no unfinished run" if finished else "no run is here", where=str(output_dir), fix=fix)
 
 
 def find_result(path: str) -> Path:
@@ -255,8 +267,10 @@ def find_result(path: str) -> Path:
         if run.checkpoints():
             return run.checkpoints()[0]
         raise UsageError(5, "the run has no model yet", where=path, fix=f"go on with: finetune resume {path}")
-    if asked.is_dir() or not re.fullmatch(r"final|checkpoint-\d+", asked.name):
+    if asked.is_dir():
         return asked
+    if not re.fullmatch(r"final|checkpoint-\d+", asked.name):
+        return find_run(asked.name, asked.parent).path if "/" in path and runs(asked.parent) else asked
     for run in runs(asked.parent):
         if (run.path / asked.name).is_dir():
             return run.path / asked.name

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+_trim: Any = None  # the C library's function, looked up once
 
 
 @dataclass(frozen=True)
@@ -97,3 +102,27 @@ def _cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def peak_memory() -> int:
+    """Most bytes this process has held: on a GPU what was allocated there, else resident memory."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def release_memory() -> None:
+    """Give memory that the C library keeps for nothing back to the system (glibc only).
+
+    Passes of ever new sizes leave holes between blocks: without this a long run on a CPU grew from 0.7 to 7 GB.
+    """
+    global _trim
+    if _trim is None:
+        library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+        _trim = getattr(library, "malloc_trim", None) or (lambda pad: 0)
+    _trim(0)

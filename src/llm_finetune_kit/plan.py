@@ -200,10 +200,11 @@ def activation_bytes(model: Any, dtype: str, *, recompute: bool) -> int:
     """Bytes kept for the backward pass per token: inputs and outputs of every linear layer, attention in
     float32, two norms and residuals per layer; with recompute only each layer's input and one live layer."""
     size = BYTES[dtype]
-    linear = sum(inputs + outputs for _, inputs, outputs in model.linear_shapes) * size
-    rest = model.layers * (4 * model.heads * model.head_dim * 4 + 6 * model.hidden * 4)
+    linear: int = sum(inputs + outputs for _, inputs, outputs in model.linear_shapes) * size
+    rest: int = model.layers * (4 * model.heads * model.head_dim * 4 + 6 * model.hidden * 4)
     if recompute:
-        return model.layers * model.hidden * 4 + (linear + rest) // max(1, model.layers)
+        inputs: int = model.layers * model.hidden * 4
+        return inputs + (linear + rest) // max(1, int(model.layers))
     return linear + rest
 
 

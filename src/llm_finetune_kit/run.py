@@ -34,8 +34,9 @@ from llm_finetune_kit.events import (
 )
 from llm_finetune_kit.folder import MANIFEST, RunFolder, commit, read_json, write_json, write_whole
 from llm_finetune_kit.models.locate import check_name, locate
+from llm_finetune_kit.plain_yaml import dump_yaml
 from llm_finetune_kit.plan import Plan, make_plan
-from llm_finetune_kit.settings import dump_yaml
+from llm_finetune_kit.settings import changed
 
 RESOLVED = "resolved.json"
 ROWS = {"train_file": "train_rows.jsonl", "eval_file": "eval_rows.jsonl"}
@@ -93,7 +94,7 @@ def resume(folder: RunFolder, listen: Listen = ignore, *, max_steps: int | None 
     resolved = read_json(folder.path / RESOLVED)
     config = RunConfig.model_validate(resolved["config"]).with_values(_stored_rows(folder))
     if max_steps is not None:
-        config = config.with_values({"training.max_steps": max_steps})
+        config = changed(config, {"training.max_steps": max_steps})
     elif folder.finished:
         raise UsageError(
             4, "the run is finished", where=str(folder.path), fix="to train longer: finetune resume RUN --max-steps N"
@@ -115,7 +116,7 @@ def resume(folder: RunFolder, listen: Listen = ignore, *, max_steps: int | None 
 
 def _keep_rows(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
     """Rows that were given as a Python list go into a file of the run; the config then names none."""
-    emptied = {}
+    emptied: dict[str, Any] = {}
     for knob, name in ROWS.items():
         rows = getattr(config.data, knob)
         if isinstance(rows, list):
@@ -237,17 +238,21 @@ def _train(folder: RunFolder, material: Material, listen: Listen, loaded: Any = 
         folder.record(event)
         listen(event)
 
+    listen(Stage("run", str(folder.path)))  # told, not stored: nothing in a run folder says where the folder is
     with _debug_log(folder) as log:
         try:
             return _train_to_the_end(folder, material, say, loaded)
         except KitError as error:
-            resume_command = f"finetune resume {folder.path}" if folder.checkpoints() else ""
+            log.warning("stopped by %s", error.code, exc_info=True)
+            resume_command = f"finetune resume {folder.path.name}" if folder.checkpoints() else ""
             say(Failed(error.code, error.problem, error.fix, resume_command))
             raise
         except Exception:
             log.exception("the run failed")
-            say(Failed("BUG-001", "the run failed by a fault of this program", f"see {folder.path / 'debug.log'}"))
+            say(Failed("BUG-001", "the run failed by a fault of this program", "see debug.log in the run folder"))
             raise
+        finally:
+            _write_evidence(folder, log)
 
 
 @contextmanager
@@ -276,6 +281,8 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, loaded
 
     say(Stage("model", material.located.name))
     objective, optimizer, schedule = _assemble(material, loaded)
+    if not objective.packs:
+        say(Warned("this model would mix packed examples, so each is computed alone, which is slower"))
     good, passed = checkpoint.newest_good(folder.checkpoints())
     for reason in passed:
         say(Warned(f"checkpoint passed over: {reason}"))
@@ -312,8 +319,9 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, loaded
         step = progress.best_step
     _sample(objective, material, prompts, step, say)
     _save_final(folder, material, objective.model, step, say)
-    say(Finished(progress.step, reason, _summary(folder, progress, step)))
-    _write_evidence(folder)
+    summary = _summary(folder, progress, step)
+    write_json(folder.path / "plan.json", read_json(folder.path / "plan.json") | {"measured_peak_memory": summary["peak_memory"]})
+    say(Finished(progress.step, reason, summary))
     return Result(folder, objective.model, material.chat, objective)
 
 
@@ -374,7 +382,7 @@ def _signals() -> Iterator[list[int]]:
 
     def catch(number: int, frame: Any) -> None:
         caught.append(number)
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     try:
         before = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -467,6 +475,7 @@ def _save_final(folder: RunFolder, material: Material, model: Any, step: int, sa
 
 
 def _summary(folder: RunFolder, progress: Any, step: int) -> dict[str, Any]:
+    from llm_finetune_kit.hardware import peak_memory
     from llm_finetune_kit.report.figures import before_and_after
 
     losses = [event.loss for event in folder.replay() if isinstance(event, Stepped)]
@@ -479,11 +488,16 @@ def _summary(folder: RunFolder, progress: Any, step: int) -> dict[str, Any]:
         "tokens": progress.tokens,
         "seconds": progress.seconds,
         "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
+        "peak_memory": peak_memory(),
         **before_and_after(folder.replay(), step),
     }
 
 
-def _write_evidence(folder: RunFolder) -> None:
+def _write_evidence(folder: RunFolder, log: logging.Logger) -> None:
+    """The report of whatever there is; that it cannot be written must not cost the run."""
     from llm_finetune_kit.report.write import write_report
 
-    write_report(folder.path)
+    try:
+        write_report(folder.path)
+    except Exception:
+        log.exception("the report could not be written")

@@ -1,126 +1,53 @@
-"""YAML and overrides in, RunConfig out. Defaults < file < overrides; all faults of a file are told at once.
-
-YAML is read by the rules people expect: `1e-5` is a number, `no` is text, duplicate keys are errors,
-tags and aliases that could run code or blow up memory are refused.
-"""
+"""YAML and overrides in, RunConfig out. Defaults < file < overrides; all faults are told at once, each with its place."""
 
 from __future__ import annotations
 
-import re
+import os
+import stat
+import types
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin
 
-import yaml
 from pydantic import ValidationError
 
 from llm_finetune_kit.config import ALIASES, RunConfig, knobs
 from llm_finetune_kit.errors import ConfigError, nearest
+from llm_finetune_kit.plain_yaml import read_value, read_yaml
 
-MOST_BYTES = 1_000_000  # a config file larger than this is a mistake or an attack
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain scalars, no duplicate keys, no aliases; remembers the line of every key."""
-
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self.lines: dict[str, int] = {}
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise ConfigError(
-                9, "YAML aliases (*name) are not accepted", where=f"line {mark.line + 1}", fix="write the value out"
-            )
-        return super().compose_node(parent, index)
+MOST_BYTES = 200_000  # a config file larger than this is a mistake or an attack
+COMMAND_LINE = "command line"
 
 
-_Loader.yaml_implicit_resolvers = {}
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("null", r"~|null|Null|NULL|", "~nN\0"),
-    ("int", r"[-+]?[0-9]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.0123456789"),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
-_Loader.yaml_implicit_resolvers.setdefault("", []).append(("tag:yaml.org,2002:null", re.compile("^$")))
+@dataclass
+class _Draft:
+    """A config in the making: values by their knob's path, where each was written, and what to tell the user."""
 
+    values: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    faults: list[ConfigError] = field(default_factory=list)
 
-def _plain_int(loader: _Loader, node: yaml.ScalarNode) -> int:
-    return int(loader.construct_scalar(node))  # YAML 1.1 would read 010 as octal 8
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    first_seen: dict[str, int] = {}
-    for key_node, value_node in node.value:
-        line = key_node.start_mark.line + 1
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str):
-            key = str(key_node.value)
-        if key in tree:
-            raise ConfigError(
-                7, f"the key {key} stands twice", where=f"lines {first_seen[key]} and {line}", fix="keep one of them"
-            )
-        first_seen[key] = line
-        tree[key] = _Lined(loader.construct_object(value_node, deep=True), line)
-    return tree
-
-
-class _Lined:
-    """A value and the line its key stands on."""
-
-    def __init__(self, value: Any, line: int) -> None:
-        self.value, self.line = value, line
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-_Loader.add_constructor("tag:yaml.org,2002:int", _plain_int)
-
-
-def read_yaml(text: str, where: str) -> tuple[dict[str, Any], dict[str, int]]:
-    """The tree that a YAML text holds, and the line of each key by its dotted path."""
-    try:
-        loader = _Loader(text.lstrip("\ufeff"))
-        tree = loader.get_single_data()
-    except ConfigError as error:
-        error.where = f"{where} {error.where}".strip()
-        raise
-    except RecursionError:
-        raise ConfigError(9, "nested too deep", where=where, fix="a config has two levels: sections and knobs") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{where} line {mark.line + 1}, column {mark.column + 1}" if mark else where
-        problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(8, f"not valid YAML: {problem}", where=place, fix=_yaml_hint(text, problem)) from None
-    if tree is None:
-        return {}, {}
-    if not isinstance(tree, dict):
-        raise ConfigError(
-            8, f"holds a {type(tree).__name__} where sections are due", where=where, fix="start with `model:` and `data:`"
-        )
-    lines: dict[str, int] = {}
-    return _unwrap(tree, "", lines), lines
-
-
-def _yaml_hint(text: str, problem: str) -> str:
-    if "\t" in text:
-        return "indent with spaces, not tabs"
-    if "quote" in problem or "scalar" in problem:
-        return "close the quotes"
-    return "check the indentation and the colon after each key"
-
-
-def _unwrap(tree: Any, prefix: str, lines: dict[str, int]) -> Any:
-    if isinstance(tree, _Lined):
-        lines[prefix] = tree.line
-        return _unwrap(tree.value, prefix, lines)
-    if isinstance(tree, dict):
-        return {key: _unwrap(value, f"{prefix}.{key}" if prefix else key, lines) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_unwrap(value, prefix, {}) for value in tree]
-    return tree
+    def put(self, path: str, value: Any, place: str) -> None:
+        """Take a value from `place`; a later place wins, the same place must not say two things."""
+        knob = ALIASES.get(path, path)
+        if knob in _sections():
+            self.faults.append(ConfigError(3, f"{knob} is a section", where=place, fix=f"name a setting of it: {_members(knob)}"))
+            return
+        if knob not in knobs():
+            self.faults.append(ConfigError(2, f"unknown setting {path}", where=place, fix=_did_you_mean(path)))
+            return
+        if knob != path:
+            self.notes.append(f"{path} is called {knob} here")
+        old, where = self.values.get(knob), self.places.get(knob)
+        if where is not None and value != old:
+            if _source(where) == _source(place):
+                problem = f"{knob} is given twice: {_shown(old)} and {_shown(value)}"
+                self.faults.append(ConfigError(7, problem, where=_both(where, place), fix="keep one of them"))
+            elif place:
+                self.notes.append(f"{knob} is {_shown(value)} from the {place}, not {_shown(old)} from {where}")
+        self.values[knob], self.places[knob] = value, place
 
 
 def load_config(
@@ -128,143 +55,247 @@ def load_config(
     overrides: Iterable[str] = (),
     values: dict[str, Any] | None = None,
 ) -> tuple[RunConfig, list[str]]:
-    """The config that a file, `section.key=value` overrides and ready values add up to, and notes for the user.
+    """The config that a file, ready values and `section.key=value` overrides add up to, and notes for the user.
 
     Raises ConfigError with every fault found, each with its line.
     """
-    tree: dict[str, Any] = {}
-    lines: dict[str, int] = {}
-    where = str(path) if path else ""
+    draft = _Draft()
     if path is not None:
-        tree, lines = read_yaml(_read_text(Path(path)), where)
-    notes = _rename_aliases(tree, lines)
+        tree, lines = read_yaml(_read_text(Path(path)), str(path))
+        _take_file(draft, tree, lines, str(path))
     for name, value in (values or {}).items():
-        _plant(tree, name, value)
+        draft.put(name, value, "")
     for override in overrides:
-        notes += _override(tree, override)
-    return build(tree, where=where, lines=lines), notes
+        _take_override(draft, override)
+    return _finish(draft), draft.notes
+
+
+def changed(config: RunConfig, values: dict[str, Any]) -> RunConfig:
+    """A copy with some knobs set; unlike `RunConfig.with_values` it raises ConfigError for values that cannot be."""
+    draft = _Draft(values={path: _get(config.model_dump(), path) for path in knobs()})
+    for name, value in values.items():
+        draft.put(name, value, "")
+    return _finish(draft)
 
 
 def _read_text(path: Path) -> str:
-    if path.is_dir():
-        raise ConfigError(1, "is a folder, not a config file", where=str(path), fix="name a .yaml file in it")
     try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            held = sorted(other.name for other in path.glob("*.y*ml"))
+            fix = f"name a file in it: {', '.join(held[:4])}" if held else "name a .yaml file"
+            raise ConfigError(1, "is a folder, not a config file", where=str(path), fix=fix)
+        if not stat.S_ISREG(mode):
+            raise ConfigError(1, "is not a regular file", where=str(path), fix="write the config into a file")
         if path.stat().st_size > MOST_BYTES:
-            raise ConfigError(1, f"is larger than {MOST_BYTES:,} bytes", where=str(path), fix="name a YAML config file")
-        return path.read_bytes().decode("utf-8-sig")
+            size = f"has {path.stat().st_size:,} bytes; a config has at most {MOST_BYTES:,}"
+            raise ConfigError(1, size, where=str(path), fix="name a YAML config; rows belong into data.train_file")
+        return _decoded(path.read_bytes(), str(path))
     except FileNotFoundError:
-        near = nearest(path.name, [other.name for other in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else []
-        fix = f"did you mean {path.parent / near[0]}?" if near else "write one with `finetune init`, or check the path"
-        raise ConfigError(1, "no such config file", where=str(path), fix=fix) from None
-    except OSError as error:
-        raise ConfigError(1, f"cannot be read: {error.strerror}", where=str(path), fix="check the path and its rights") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(1, f"is not UTF-8 text (byte {error.start})", where=str(path), fix="save it as UTF-8") from None
+        raise _missing(path) from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConfigError(1, f"cannot be read: {reason}", where=str(path), fix="check the path and its rights") from None
 
 
-def _rename_aliases(tree: dict[str, Any], lines: dict[str, int]) -> list[str]:
-    """Move spellings of other tools to the knobs they mean; the section of a knob may itself be an alias' home."""
-    notes = []
-    places = [(key, key) for key in tree] + [
-        (f"{section}.{key}", section) for section, branch in tree.items() if isinstance(branch, dict) for key in branch
-    ]
-    for path, _ in places:
-        canonical = ALIASES.get(path)
-        if canonical is None:
-            continue
-        section, _, key = path.rpartition(".")
-        value = tree[section].pop(key) if section else tree.pop(key)
-        _plant(tree, canonical, value, keep=True)
-        if path in lines:
-            lines.setdefault(canonical, lines[path])
-        notes.append(f"{path} is called {canonical} here")
-    return notes
-
-
-def _plant(tree: dict[str, Any], path: str, value: Any, *, keep: bool = False) -> None:
-    *sections, name = path.split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
-            return  # the fault is told when the tree is built
-    if keep:
-        tree.setdefault(name, value)
-    else:
-        tree[name] = value
-
-
-def _override(tree: dict[str, Any], text: str) -> list[str]:
-    key, equals, raw = text.partition("=")
-    key = key.strip().replace("-", "_")
-    if not equals:
-        raise ConfigError(6, f"`{text}` is not of the form section.key=value", fix="for example training.max_steps=100")
-    value, _ = (read_yaml(f"v: {raw}", where=text)[0]["v"], None) if raw else (None, None)
-    canonical = ALIASES.get(key, key)
-    _plant(tree, canonical, value)
-    return [f"{key} is called {canonical} here"] if canonical != key else []
-
-
-def build(tree: dict[str, Any], *, where: str = "", lines: dict[str, int] | None = None) -> RunConfig:
-    """A RunConfig from a tree of plain values; ConfigError lists everything that is wrong with it."""
+def _decoded(raw: bytes, where: str) -> str:
     try:
-        return RunConfig.model_validate(tree)
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        looks = "UTF-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in raw[:100] else "not UTF-8"
+        problem = f"is {looks} text (byte {error.start + 1})"
+        raise ConfigError(1, problem, where=f"{where} line {line}", fix="save it as UTF-8") from None
+
+
+def _missing(path: Path) -> ConfigError:
+    known = [other.name for other in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    near = nearest(path.name, known)
+    fix = f"did you mean {path.parent / near[0]}?" if near else "check the path; configs/ holds examples"
+    if path.name in knobs() or path.name in ALIASES:
+        fix = f"to set a knob write {path.name}=VALUE"
+    return ConfigError(1, "no such config file", where=str(path), fix=fix)
+
+
+def _sections() -> set[str]:
+    return {path[:end] for path in knobs() for end, letter in enumerate(path) if letter == "."}
+
+
+def _members(section: str) -> str:
+    return ", ".join(knob.rpartition(".")[2] for knob in knobs() if knob.rpartition(".")[0] == section)
+
+
+def _take_file(draft: _Draft, tree: dict[str, Any], lines: dict[str, int], name: str, prefix: str = "") -> None:
+    sections = _sections()
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        place = f"{name} line {lines[path]}" if path in lines else name
+        if path not in sections:
+            draft.put(path, value, place)
+        elif isinstance(value, dict):
+            _take_file(draft, value, lines, name, f"{path}.")
+        elif value is not None:  # a section whose knobs are all commented out is empty
+            problem = f"{path} is {_shown(value)}, expected a section with settings"
+            draft.faults.append(ConfigError(3, problem, where=place, fix=f"settings of {path}: {_members(path)}"))
+
+
+def _take_override(draft: _Draft, text: str) -> None:
+    name, equals, raw = text.partition("=")
+    name = name.strip().replace("-", "_")
+    if not equals or not name:
+        problem = f"`{text}` is not of the form section.key=value"
+        draft.faults.append(ConfigError(6, problem, where=COMMAND_LINE, fix="for example training.max_steps=100"))
+        return
+    try:
+        value = _typed(raw, ALIASES.get(name, name))
+    except ConfigError as error:
+        error.problem = f"{name}: {error.problem}"
+        draft.faults.append(error)
+    else:
+        draft.put(name, value, COMMAND_LINE)
+
+
+def _typed(raw: str, knob: str) -> Any:
+    """The value that a word of the command line stands for. Text is taken as it is: `--data "[1] #2.json"` is a file."""
+    kinds = _kinds(knobs()[knob].annotation) if knob in knobs() else ()
+    if str not in kinds or raw.strip() in ("null", "~", "") or raw[:1] in "'\"":
+        return read_value(raw, COMMAND_LINE)
+    if any((ord(letter) < 32 and letter not in "\n\t") or 0xD800 <= ord(letter) < 0xE000 for letter in raw):
+        raise ConfigError(8, f"{raw!r} is not UTF-8 text", where=COMMAND_LINE, fix="write it in another way")
+    return raw
+
+
+def _finish(draft: _Draft) -> RunConfig:
+    """The config, or one ConfigError that names every fault."""
+    tree: dict[str, Any] = {}
+    for path, value in draft.values.items():
+        *sections, name = path.split(".")
+        branch = tree
+        for section in sections:
+            branch = branch.setdefault(section, {})
+        branch[name] = value
+    found = RunConfig()
+    try:
+        found = RunConfig.model_validate(tree)
     except ValidationError as error:
-        faults = [_fault(detail, where, lines or {}) for detail in _distinct(error)]
+        draft.faults += _wrong_values(error, draft)
+    if draft.faults:
+        raise _one_of(sorted(draft.faults, key=_by_line))
+    return found
+
+
+def _wrong_values(error: ValidationError, draft: _Draft) -> list[ConfigError]:
+    """One fault per knob: pydantic reports each branch of a union and each entry of a list."""
+    known = knobs()
+    kinds: dict[str, str] = {}
+    for detail in error.errors(include_url=False, include_input=False, include_context=False):
+        path = ".".join(str(part) for part in detail["loc"])
+        while path not in known and "." in path:
+            path = path.rpartition(".")[0]
+        kinds.setdefault(path, detail["type"])
+    return [_wrong_value(path, draft.values[path], kind, draft.places.get(path, "")) for path, kind in kinds.items()]
+
+
+def _wrong_value(path: str, value: Any, kind: str, place: str) -> ConfigError:
+    knob = knobs()[path]
+    number = 3 if kind.endswith(("_type", "_parsing", "literal_error", "_from_float", "value_error")) else 4
+    fix = f"correct or remove it; it means: {knob.description}"
+    if str in _kinds(knob.annotation) and isinstance(value, (int, float)):
+        fix = f'put it in quotes: {path.rpartition(".")[2]}: "{_shown(value)}"'
+    return ConfigError(number, f"{path} is {_shown(value)}, expected {expected(path)}", where=place, fix=fix)
+
+
+def _one_of(faults: list[ConfigError]) -> ConfigError:
+    """The first fault, with the others below it."""
     first, *others = faults
     if others:
-        more = "; ".join(str(other).partition("] ")[2].replace("\n  fix:  ", ", ") for other in others)
-        first.why = f"{len(others)} more: {more}"
-    raise first
+        first.why = f"{len(others)} more fault{'s' if len(others) > 1 else ''}:"
+    for fault in others:
+        same = _source(fault.where) == _source(first.where)
+        place = fault.where.removeprefix(f"{_source(first.where)} ") if same else fault.where
+        hint = f"; {fault.fix}" if fault.number == 2 else ""
+        first.why += f"\n        {place}: {fault.problem}{hint}" if place else f"\n        {fault.problem}{hint}"
+    return first
 
 
-def _distinct(error: ValidationError) -> list[Any]:
-    """One fault per knob: pydantic reports each branch of a union."""
-    seen: dict[str, Any] = {}
-    for detail in error.errors(include_url=False):
-        path = _knob_path(detail["loc"])
-        seen.setdefault(path, detail)
-    return list(seen.values())
+def expected(path: str) -> str:
+    """What a knob takes, in words: `a whole number of at least 1`."""
+    knob = knobs()[path]
+    limits = _limits(knob.metadata)
+    words = []
+    for kind in _kinds(knob.annotation):
+        if get_origin(kind) is Literal:
+            *most, last = get_args(kind)
+            words.append(f"{', '.join(most)} or {last}" if most else last)
+        elif get_origin(kind) is list:
+            words.append("a list of rows" if get_args(kind) != (str,) else "a list such as [a, b]")
+        elif kind is str:
+            words.append("a plain name (no slash, no dot in front)" if limits == "pattern" else "text")
+        else:
+            words.append({bool: "true or false", int: "a whole number", float: "a number"}[kind])
+    return " or ".join(words) + (f" {limits}" if limits not in ("", "pattern") else "")
 
 
-def _knob_path(loc: tuple[Any, ...]) -> str:
-    known = knobs()
-    path = ".".join(str(part) for part in loc)
-    while path not in known and "." in path and any(path.startswith(f"{name}.") for name in known):
-        path = path.rpartition(".")[0]
-    return path
+def _limits(metadata: list[Any]) -> str:
+    found = {name: getattr(one, name) for one in metadata for name in ("ge", "gt", "le", "lt", "pattern") if hasattr(one, name)}
+    found = {name: limit for name, limit in found.items() if limit is not None}
+    if "pattern" in found:
+        return "pattern"
+    if "ge" in found and "le" in found:
+        return f"from {found['ge']:,} to {found['le']:,}"
+    words = {"ge": "of at least {:,}", "gt": "above {:,}", "le": "up to {:,}", "lt": "below {:,}"}
+    return " and ".join(words[name].format(limit) for name, limit in found.items())
 
 
-def _fault(detail: Any, where: str, lines: dict[str, int]) -> ConfigError:
-    path = _knob_path(detail["loc"])
-    line = lines.get(path)
-    place = ", ".join(part for part in (where, f"line {line}" if line else "") if part)
-    if detail["type"] == "extra_forbidden":
-        return ConfigError(2, f"unknown setting {path}", where=place, fix=_did_you_mean(path))
-    field = knobs().get(path)
-    if field is None:
-        return ConfigError(3, f"{path} is {detail['input']!r}, expected a section with settings", where=place)
-    number = 3 if detail["type"].endswith(("_type", "_parsing", "literal_error", "_from_float")) else 4
-    return ConfigError(
-        number, f"{path} is {_short(detail['input'])}: {detail['msg'].lower()}", where=place, fix=f"{path}: {field.description}"
-    )
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    """The types that an annotation allows, None aside."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return tuple(kind for kind in get_args(annotation) if kind is not type(None))
+    return (annotation,)
 
 
-def _short(value: Any) -> str:
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _did_you_mean(path: str) -> str:
+    """The knob or section that was most likely meant: first by its name in the same section, then anywhere."""
     known = list(knobs())
-    name = path.rpartition(".")[2]
-    same_section = [other for other in known if other.rpartition(".")[0] == path.rpartition(".")[0]]
-    by_name = {other.rpartition(".")[2]: other for other in known}
-    near = nearest(path, known) or [by_name[word] for word in nearest(name, set(by_name))]
+    section, _, name = path.rpartition(".")
+    by_name = {knob.rpartition(".")[2]: knob for knob in reversed(known)}
+    near = [by_name[name]] if name in by_name else []
+    if section in _sections():
+        near = near or [f"{section}.{word}" for word in nearest(name, _members(section).split(", "))]
+    else:
+        near = near or nearest(path, known if section else _tops())
+    near = near or [by_name[word] for word in nearest(name, set(by_name))]
     if near:
         return f"did you mean {near[0]}?"
-    return f"known here: {', '.join(sorted(same_section or known))}"
+    return f"settings of {section}: {_members(section)}" if section in _sections() else f"sections: {', '.join(_tops())}"
 
 
-def dump_yaml(tree: dict[str, Any]) -> str:
-    """Plain YAML that `read_yaml` reads back to the same values."""
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, default_flow_style=False)
+def _tops() -> list[str]:
+    return sorted({knob.partition(".")[0] for knob in knobs()})
+
+
+def _get(tree: dict[str, Any], path: str) -> Any:
+    for part in path.split("."):
+        tree = tree[part]
+    return tree
+
+
+def _source(place: str) -> str:
+    return place.rpartition(" line ")[0] or place
+
+
+def _both(first: str, second: str) -> str:
+    source, _, line = first.rpartition(" line ")
+    return f"{source} lines {line} and {second.rpartition(' line ')[2]}" if source else first
+
+
+def _by_line(fault: ConfigError) -> tuple[bool, int]:
+    digits = fault.where.rpartition(" line ")[2].partition(",")[0]
+    return fault.where == COMMAND_LINE, int(digits) if digits.isdigit() else 0

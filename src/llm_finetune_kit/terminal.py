@@ -1,160 +1,220 @@
-"""How a run looks in a terminal: a listener that turns events into a progress bar, lines and tables."""
+"""How a run looks in a terminal: a listener that turns events into a progress bar, lines and tables.
+
+Plans and results go to stdout, progress to stderr. A terminal that goes away never stops a run.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
+import textwrap
 from collections.abc import Sequence
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from llm_finetune_kit import events as said
+from llm_finetune_kit.report import words
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MOST_LINES, MOST_LETTERS = 8, 500  # of one sample answer; the report holds all of it
+WIDE = 120
+STAGES = {"data": "reading", "model": "loading", "best": "keeping", "run": "run folder"}
+
+
+def console() -> Console:
+    """Standard output, as wide as the terminal or, into a file, as WIDE; text is printed as it is, never read as markup."""
+    from rich.console import Console
+
+    width = None if sys.stdout and sys.stdout.isatty() else WIDE
+    return Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False)
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
-    """A table that fits the terminal's width."""
-    from rich.console import Console
+    """A table that wraps where the terminal is too narrow and cuts nothing off."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(*heads, title=title, title_justify="left", header_style="bold")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, title=title, title_justify="left", title_style="bold")
+    for head in heads:
+        table.add_column(Text(head, style="bold"), overflow="fold")
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    Console().print(table)
+        table.add_row(*(Text(str(cell)) for cell in row))
+    console().print(table)
+
+
+def print_pairs(pairs: Sequence[tuple[str, str, str]]) -> None:
+    """Label, text and a remark on each line; long texts wrap beside their label, not below it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for label, text, remark in pairs:
+        grid.add_row(Text(label, style="cyan"), Text(text) + Text(f" ({remark})" if remark else "", style="dim"))
+    console().print(grid)
+
+
+def drop_closed_streams() -> None:
+    """Send to nowhere what can be written no more: a pipe into `head`, a terminal that was closed."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            with suppress(OSError, ValueError, AttributeError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)
 
 
 class Terminal:
     """Listens to a run. On a terminal it draws a bar; anywhere else it writes plain lines."""
 
     def __init__(self) -> None:
-        self.live = sys.stderr.isatty()
-        self.every = 1
+        self.live = bool(sys.stderr and sys.stderr.isatty())
         self.bar: Any = None
+        self.plan: dict[str, Any] = {}
+        self.step = 0
         self.samples: dict[str, list[said.Sampled]] = {}
-        self.first_evaluation: said.Evaluated | None = None
-        self.last_evaluations: dict[int, said.Evaluated] = {}
         self.folder = ""
+        self.finished = False
 
     def __enter__(self) -> Terminal:
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        if self.bar is not None:
-            self.bar.close()
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        self._shut_bar()
+        if kind is None and self.finished and self.folder:
+            self._safely(self._where_it_is)
 
     def __call__(self, event: said.Event) -> None:
         show = getattr(self, f"_{type(event).__name__.lower()}", None)
         if show is not None:
-            show(event)
+            self._safely(show, event)
+
+    def _safely(self, show: Any, *arguments: Any) -> None:
+        try:
+            show(*arguments)
+        except OSError:
+            drop_closed_streams()
 
     def line(self, text: str) -> None:
-        """One line that does not break the bar."""
-        if self.bar is not None and self.live:
+        """One message that does not break the bar; on a terminal it wraps between words."""
+        if self.live:
+            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            lines = text.split("\n")
+            text = "\n".join(textwrap.fill(one, max(40, width), subsequent_indent="  ", break_on_hyphens=False) for one in lines)
+        if self.bar is not None:
             self.bar.write(text, file=sys.stderr)
         else:
             print(text, file=sys.stderr, flush=True)
 
     def _stage(self, event: said.Stage) -> None:
-        names = {
-            "data": "reading",
-            "plan": "planning for",
-            "model": "loading",
-            "train": "training",
-            "best": "keeping",
-            "run": "run folder",
-        }
-        self.line(f"{names.get(event.name, event.name)} {event.detail}")
+        if event.name == "run":
+            self.folder = event.detail
+        if event.name == "plan":
+            self.line("planning")
+        elif event.name != "train":
+            self.line(f"{STAGES.get(event.name, event.name)} {event.detail}".rstrip())
+        elif self.live:
+            self._open_bar()
+        else:
+            self.line(f"training {event.detail}")
 
     def _planned(self, event: said.Planned) -> None:
-        plan = event.plan
-        self.every = plan["config"]["training"]["logging_steps"]
-        rows = [(choice["knob"], _short(choice["value"]), choice["reason"]) for choice in plan["choices"]]
-        print_table(("setting", "value", "why"), rows, title=f"Plan for {plan['machine']}")
-        parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in plan["memory"].items())
-        print(
-            f"{plan['steps']} steps of {plan['examples_per_step']} examples, {plan['trained_parameters']:,} trained weights\n"
-            f"memory: about {plan['peak_memory'] / 1e9:.2f} GB of {plan['available_memory'] / 1e9:.1f} GB free ({parts})",
-            flush=True,
-        )
+        self.plan = plan = event.plan
+        pairs = [(choice["knob"], words.value(choice["value"]), choice["reason"]) for choice in plan["choices"]]
+        parts = sorted(plan["memory"].items(), key=lambda part: -part[1])
+        memory = ", ".join(f"{name} {words.size(size)}" for name, size in parts if size >= 1e6)
+        work = f"{plan['steps']:,} steps of {plan['examples_per_step']} examples"
+        need = f"about {words.size(plan['peak_memory'])} of {words.size(plan['available_memory'])} free"
+        pairs += [("work", work, f"{plan['trained_parameters']:,} trained weights"), ("memory", need, memory)]
+        out = console()
+        out.print(f"Plan for {plan['machine']}", style="bold")
+        print_pairs(pairs)
 
     def _warned(self, event: said.Warned) -> None:
         self.line(f"warning: {event.message}" + (f"\n  fix: {event.fix}" if event.fix else ""))
 
     def _resumed(self, event: said.Resumed) -> None:
+        self.step = event.step
         self.line(f"going on after step {event.step} from {event.checkpoint}")
 
     def _stepped(self, event: said.Stepped) -> None:
+        self.step = event.step
         speed = event.tokens / max(event.seconds, 1e-9)
+        every = self.plan.get("config", {}).get("training", {}).get("logging_steps", 1)
         if self.live:
-            self._advance(event, speed)
-        elif event.step % self.every == 0 or event.step == event.total_steps:
-            print(
+            self._open_bar()
+            self.bar.set_postfix_str(f"loss {event.loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
+            self.bar.update(event.step - self.bar.n)
+        elif event.step % every == 0 or event.step == event.total_steps:
+            self.line(
                 f"step {event.step}/{event.total_steps}  epoch {event.epoch:.2f}  loss {event.loss:.4f}  "
-                f"lr {event.learning_rate:.2e}  grad norm {event.gradient_norm:.3f}  {speed:,.0f} tokens/s",
-                file=sys.stderr,
-                flush=True,
+                f"lr {event.learning_rate:.2e}  grad norm {event.gradient_norm:.3f}  {speed:,.0f} tokens/s"
             )
 
-    def _advance(self, event: said.Stepped, speed: float) -> None:
+    def _open_bar(self) -> None:
         if self.bar is None:
             from tqdm import tqdm
 
-            self.bar = tqdm(total=event.total_steps, initial=event.step - 1, unit="step", dynamic_ncols=True, leave=True)
-        self.bar.set_postfix_str(f"loss {event.loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
-        self.bar.update(event.step - self.bar.n)
+            self.bar = tqdm(total=self.plan.get("steps"), initial=self.step, unit="step", dynamic_ncols=True, file=sys.stderr)
+
+    def _shut_bar(self) -> None:
+        bar, self.bar = self.bar, None
+        if bar is not None:
+            self._safely(bar.close)
 
     def _evaluated(self, event: said.Evaluated) -> None:
-        if event.step == 0:
-            self.first_evaluation = event
-        self.last_evaluations[event.step] = event
-        mark = "  best" if event.best and event.step else ""
-        self.line(f"step {event.step}: held-out loss {event.loss:.4f}, perplexity {event.perplexity:.2f}{mark}")
+        mark = "  best so far" if event.best and event.step else ""
+        self.line(
+            f"step {event.step}: held-out loss {words.loss(event.loss)}, perplexity {words.perplexity(event.perplexity)}{mark}"
+        )
 
     def _sampled(self, event: said.Sampled) -> None:
         self.samples.setdefault(event.prompt, []).append(event)
 
     def _saved(self, event: said.Saved) -> None:
         if event.folder == "final":
-            self.line(f"saved final/ ({event.size_bytes / 1e6:.1f} MB)")
+            self.line(f"saved final/ ({words.size(event.size_bytes)})")
 
     def _finished(self, event: said.Finished) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
+        self.finished = True
+        self._shut_bar()
         summary = event.summary
-        for prompt, answers in self.samples.items():
-            if len(answers) > 1:
-                _print_pair(prompt, answers[0].answer, answers[-1].answer, answers[-1].reference)
-        after = self.last_evaluations.get(summary.get("final_step", event.step))
-        if self.first_evaluation is not None and after is not None:
-            before = self.first_evaluation
+        asked = self.plan.get("config", {}).get("evaluation", {}).get("prompts")
+        pairs = [answers for answers in self.samples.values() if len(answers) > 1]
+        for answers in pairs if asked else pairs[:1]:
+            _print_sample(answers[0], answers[-1])
+        out = console()
+        out.print()
+        if summary.get("loss_after") is not None:
             print_table(
                 ("held-out rows", "before", "after"),
                 [
-                    ("loss", f"{before.loss:.4f}", f"{after.loss:.4f}"),
-                    ("perplexity", f"{before.perplexity:.2f}", f"{after.perplexity:.2f}"),
+                    (name, show(summary[f"{name}_before"]), show(summary[f"{name}_after"]))
+                    for name, show in (("loss", words.loss), ("perplexity", words.perplexity))
                 ],
             )
-        print(
-            f"{event.reason}: {event.step} steps, {summary['tokens']:,} tokens in {summary['seconds']:.1f} s "
-            f"({summary['tokens_per_second']:,.0f} tokens/s)",
-            flush=True,
-        )
+            out.print()
+        took = f"{summary['tokens']:,} tokens in {words.duration(summary['seconds'])}"
+        out.print(f"{event.reason}: {event.step:,} steps, {took} ({summary['tokens_per_second']:,.0f} per second)")
+
+    def _where_it_is(self) -> None:
+        pairs = [("report", f"{self.folder}/report.html", ""), ("model", f"{self.folder}/final", "")]
+        print_pairs([*pairs, ("try it", f'finetune generate {self.folder} --prompt "…"', "")])
 
 
-def _short(value: Any) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-    return text if len(text) <= 48 else text[:45] + "…"
+def _print_sample(before: said.Sampled, after: said.Sampled) -> None:
+    out = console()
+    out.print()
+    texts = {"prompt": " ".join(after.prompt.split()), "before": before.answer, "after": after.answer, "wanted": after.reference}
+    print_pairs([(label, _clip(text), "") for label, text in texts.items() if text])
 
 
-def _print_pair(prompt: str, before: str, after: str, reference: str) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console()
-    console.print()
-    for label, words, style in (
-        ("prompt", prompt, "bold"),
-        ("before", before, "dim"),
-        ("after", after, ""),
-        ("wanted", reference, "italic"),
-    ):
-        if words:
-            console.print(Text(f"{label + ':':<9}", style="cyan") + Text(words.replace("\n", "\n         "), style=style))
+def _clip(text: str) -> str:
+    lines = [line.rstrip() for line in text.strip().split("\n")]
+    short = "\n".join(lines[:MOST_LINES])[:MOST_LETTERS]
+    return short if len(short) >= len("\n".join(lines)) else f"{short.rstrip()} …"

@@ -50,8 +50,20 @@ class Pass:
         return self.labels.shape[0]
 
     def to(self, device: torch.device | str) -> Pass:
-        moved = (tensor.to(device, non_blocking=True) for tensor in (self.input_ids, self.position_ids, self.keep, self.labels))
-        return Pass(*moved, self.lengths)
+        ids, positions, keep, labels = (
+            tensor.to(device, non_blocking=True) for tensor in (self.input_ids, self.position_ids, self.keep, self.labels)
+        )
+        return Pass(ids, positions, keep, labels, self.lengths)
+
+    def documents(self) -> Iterator[Pass]:
+        """Each document as a pass of its own."""
+        begin = targets = 0
+        for length in self.lengths:
+            span = (slice(None), slice(begin, begin + length))
+            keep = self.keep[span]
+            count = int(keep.sum())
+            yield Pass(self.input_ids[span], self.position_ids[span], keep, self.labels[targets : targets + count], (length,))
+            begin, targets = begin + length, targets + count
 
 
 def arrange(lengths: Sequence[int], budget: int, *, packing: bool = True) -> list[list[int]]:

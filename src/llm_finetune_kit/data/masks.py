@@ -17,8 +17,9 @@ import numpy as np
 
 from llm_finetune_kit.errors import DataError
 
-# Private-use characters that mark answers in rendered text and break up special-token text in messages.
-BEGIN, END, BREAK = "\ue010", "\ue011", "\ue012"
+# Marks of answers in rendered text, and what breaks up special-token text in messages: Unicode noncharacters,
+# which no text holds.
+BEGIN, END, BREAK = "\ufdd0", "\ufdd1", "\ufdd2"
 PROBED = 32  # conversations whose character offsets are checked before they are trusted
 CHUNK = 4096  # conversations rendered and tokenized at once: bounds memory, large enough to use all cores
 
@@ -31,6 +32,9 @@ class Renderer(Protocol):
     eos_id: int
     bos_id: int | None
     adds_bos: bool
+
+    @property
+    def respelled(self) -> tuple[Any, dict[str, str], dict[int, int]]: ...
 
     def render(self, conversations: list[list[dict[str, Any]]], *, ask: bool = False) -> list[str]: ...
     def stop_ids(self) -> list[int]: ...
@@ -63,7 +67,8 @@ class Tokens:
         """Learned tokens of each example, int64 [examples]; a first token is never a target."""
         totals = np.concatenate([[0], np.cumsum(self.trained, dtype=np.int64)])
         first = self.trained[np.minimum(self.starts[:-1], max(0, len(self.trained) - 1))] if len(self) else 0
-        return np.diff(totals[self.starts]) - first
+        targets: np.ndarray = np.diff(totals[self.starts]) - first
+        return targets
 
     def select(self, indices: np.ndarray) -> Tokens:
         """These examples, in this order."""
@@ -134,23 +139,48 @@ def _encode_talks(talks: list[list[dict[str, Any]]], chat: Renderer, learn_all: 
     if not talks:
         return
     special = re.compile("|".join(map(re.escape, sorted(chat.specials, key=len, reverse=True))) or r"(?!)")
-    rendered = _render_marked(talks, chat, special)
+    rendered = _render_marked(talks, chat, special, learn_all)
     encodings = chat.backend.encode_batch([talk.text for talk in rendered], add_special_tokens=False)
     trust_offsets = all(map(_covers, encodings[:PROBED], [talk.text for talk in rendered[:PROBED]]))
     for talk, encoding in zip(rendered, encodings, strict=True):
         if talk.disguised is not None:
-            ids, mask = _encode_pieces(talk, chat, special)
+            ids, mask = _encode_disguised(talk, chat, special, trust_offsets)
         else:
             ids = encoding.ids
-            mask = np.zeros(len(ids), dtype=bool)
-            for first, last in talk.spans:
-                if trust_offsets:
-                    mask[_token_at(encoding, first, last) : _token_after(encoding, last, first)] = True
-                else:
-                    mask[_count(talk.text[:first], chat) : _count(talk.text[:last], chat)] = True
+            mask = _mask(talk.text, talk.spans, encoding, chat.backend, set(chat.specials.values()), trust_offsets)
         if chat.adds_bos and ids[:1] != [chat.bos_id]:
             ids, mask = [chat.bos_id, *ids], np.concatenate([[False], mask])  # type: ignore[list-item]
         yield ids, np.ones(len(ids), dtype=bool) if learn_all else mask
+
+
+def _encode_disguised(
+    talk: _Rendered, chat: Renderer, special: re.Pattern[str], trust_offsets: bool
+) -> tuple[list[int], np.ndarray]:
+    """Tokenize with the template's special tokens spelled otherwise, so that the same words in a message stay text."""
+    backend, spellings, behind = chat.respelled
+    text = special.sub(lambda match: spellings[match.group()], talk.disguised or "").replace(BREAK, "")
+    encoding = backend.encode(text, add_special_tokens=False)
+    control = {index for index, original in behind.items() if original in chat.specials.values()}
+    mask = _mask(text, talk.spans, encoding, backend, control, trust_offsets)
+    return [behind.get(index, index) for index in encoding.ids], mask
+
+
+def _mask(
+    text: str, spans: list[tuple[int, int]], encoding: Any, backend: Any, control: set[int], trust_offsets: bool
+) -> np.ndarray:
+    """Which tokens of a text lie in the character spans, bool [tokens]; `control` holds the ids of special tokens."""
+    mask = np.zeros(len(encoding.ids), dtype=bool)
+    for first, last in spans:
+        if trust_offsets:
+            begin = _token_at(encoding, first, last)
+            if begin < len(mask) and encoding.ids[begin] in control and encoding.offsets[begin][0] < first:
+                begin += 1  # a special token before the span that takes the white space to its right
+            mask[begin : _token_after(encoding, last, first)] = True
+        else:
+            begin, _ = _shared(text[:first], encoding.ids, backend)
+            end, torn = _shared(text[:last], encoding.ids, backend)
+            mask[begin : end + torn] = True
+    return mask
 
 
 def _covers(encoding: Any, text: str) -> bool:
@@ -163,9 +193,11 @@ def _covers(encoding: Any, text: str) -> bool:
     return not text[position:].strip()
 
 
-def _count(text: str, chat: Renderer) -> int:
-    """Tokens of a text that is the beginning of a longer one."""
-    return len(chat.backend.encode(text, add_special_tokens=False).ids)
+def _shared(beginning: str, ids: list[int], backend: Any) -> tuple[int, bool]:
+    """How many of the ids the beginning of their text has too, and whether the next one reaches into both parts."""
+    own = backend.encode(beginning, add_special_tokens=False).ids
+    shared = next((place for place, (one, other) in enumerate(zip(own, ids, strict=False)) if one != other), len(own))
+    return shared, shared < len(own)
 
 
 def _token_at(encoding: Any, first: int, last: int) -> int:
@@ -188,53 +220,24 @@ def _token_after(encoding: Any, last: int, first: int) -> int:
     return 0
 
 
-def _encode_pieces(talk: _Rendered, chat: Renderer, special: re.Pattern[str]) -> tuple[list[int], np.ndarray]:
-    """Tokenize between the template's special tokens, so that the same words in a message stay plain text."""
-    ids: list[int] = []
-    mask: list[bool] = []
-    position = 0  # in talk.text, where BREAK does not count
-    chat.backend.encode_special_tokens = True
-    try:
-        for piece, index in _split(talk.disguised or "", special, chat.specials):
-            plain = piece.replace(BREAK, "")
-            span = range(position, position + len(plain))
-            position += len(plain)
-            if index is not None:
-                ids.append(index)
-                mask.append(any(a <= span.start < b for a, b in talk.spans))
-            elif plain:
-                encoding = chat.backend.encode(plain, add_special_tokens=False)
-                ids += encoding.ids
-                middles = [span.start + max(a, b - 1) for a, b in encoding.offsets]
-                mask += [any(first <= middle < last for first, last in talk.spans) for middle in middles]
-    finally:
-        chat.backend.encode_special_tokens = False
-    return ids, np.asarray(mask, dtype=bool)
-
-
-def _split(text: str, special: re.Pattern[str], specials: dict[str, int]) -> Iterator[tuple[str, int | None]]:
-    done = 0
-    for match in special.finditer(text):
-        yield text[done : match.start()], None
-        yield match.group(), specials[match.group()]
-        done = match.end()
-    yield text[done:], None
-
-
-def _render_marked(talks: list[list[dict[str, Any]]], chat: Renderer, special: re.Pattern[str]) -> list[_Rendered]:
+def _render_marked(
+    talks: list[list[dict[str, Any]]], chat: Renderer, special: re.Pattern[str], learn_all: bool
+) -> list[_Rendered]:
     safe = [[_disguise(message, special) for message in talk] for talk in talks]
     plain = chat.render(safe)
-    marked = chat.render([[_mark(message) for message in talk] for talk in safe])
+    marked_talks = [[_mark(message) for message in talk] for talk in safe]
+    marked = chat.render(marked_talks)
     prompts = chat.render([talk[: _last_answer(talk)] for talk in safe], ask=True)
     found = []
     for index, (text, with_marks, prompt) in enumerate(zip(plain, marked, prompts, strict=True)):
-        spans = _spans(text, with_marks, prompt, special)
+        answers = sum(one is not other for one, other in zip(safe[index], marked_talks[index], strict=True))
+        spans = [] if learn_all else _spans(text, with_marks, answers, prompt, special)
         if spans is None:
             raise DataError(
                 31,
                 "the chat template does not show where this answer begins and ends",
                 where=f"conversation {index + 1}",
-                why="it changes the text of assistant messages, so a mask could not be verified",
+                why="it drops or changes assistant messages, or their prompts once they are answered",
                 fix="learn all tokens with data.loss_on=all, or use another chat template",
             )
         if BREAK in text:
@@ -272,11 +275,11 @@ def _mark(message: dict[str, Any]) -> dict[str, Any]:
     return message | {"content": f"{content[:start]}{BEGIN}{core}{END}{content[start + len(core) :]}"}
 
 
-def _spans(text: str, marked: str, prompt: str, special: re.Pattern[str]) -> list[tuple[int, int]] | None:
-    """Character spans of `text` to learn, or None where the marks did not come through unharmed."""
+def _spans(text: str, marked: str, answers: int, prompt: str, special: re.Pattern[str]) -> list[tuple[int, int]] | None:
+    """Character spans of `text` to learn, or None where the marks of its answers did not come through unharmed."""
     spans: list[tuple[int, int]] = []
     pieces = re.split(f"([{BEGIN}{END}])", marked)
-    if "".join(pieces[::2]) != text or pieces[1::2] != [BEGIN, END] * (len(pieces) // 4):
+    if "".join(pieces[::2]) != text or pieces[1::2] != [BEGIN, END] * answers:
         return None
     if not text.startswith(prompt):
         return None
@@ -286,7 +289,7 @@ def _spans(text: str, marked: str, prompt: str, special: re.Pattern[str]) -> lis
         position = first + len(answer)
         spans.append((first, _end_of_turn(text, position, special)))
     gap = text[len(prompt) : spans[-1][0]] if spans else ""
-    if gap and not gap.strip():  # white space that the model itself must write before an answer
+    if gap:  # what the model itself must write between prompt and answer: white space, an empty thought
         spans = [(a - len(gap), b) if text[:a].endswith(gap) else (a, b) for a, b in spans]
     return spans
 

@@ -31,7 +31,8 @@ def measure(
     machine = this_machine(Path("."))
     opened = open_model(model, dtype=dtype or ("bfloat16" if machine.bfloat16 else "float32"), device=machine.device)
     encoded = prepare.tokenize(read, settings, opened.chat, opened.chat.fingerprint())
-    length = max_length or getattr(opened.model.config, "max_position_embeddings", 2048)
+    limit: Any = getattr(opened.model.config, "max_position_embeddings", 2048)
+    length = int(max_length or limit)
     tokens, facts, _ = prepare.gate(encoded.tokens, opened.chat, settings, read.name, length)
     size = target_bytes(tokens, opened.chat)
     found = {}

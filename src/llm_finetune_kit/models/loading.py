@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,14 @@ def load_base(located: Located, dtype: str, device: str = "cpu") -> Any:
 
     register()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            located.folder,
-            dtype=DTYPES[dtype],
-            attn_implementation=NAME,
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-        )
+        with _no_bars():
+            model = AutoModelForCausalLM.from_pretrained(
+                located.folder,
+                dtype=DTYPES[dtype],
+                trust_remote_code=False,
+                use_safetensors=True,
+                local_files_only=True,
+            )
     except Exception as error:  # transformers and safetensors raise OSError, ValueError, SafetensorError and others
         raise ModelError(
             7,
@@ -37,13 +39,27 @@ def load_base(located: Located, dtype: str, device: str = "cpu") -> Any:
             why=str(error).strip().splitlines()[0][:200],
             fix="download the model again; only safetensors files are read",
         ) from error
+    model.set_attn_implementation(NAME)  # the few model classes that know only their own attention keep it
     return model.to(device)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """The engine does not print, so its libraries must not either."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def add_lora(model: Any, *, r: int, alpha: int, dropout: float, targets: list[str], base_name: str, seed: int) -> Any:
     """The model with trainable low-rank matrices (float32) beside frozen layers. Raises ModelError for unknown targets."""
     from peft import LoraConfig, TaskType, get_peft_model
-    from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers.pytorch_utils import Conv1D
 
     wrapped = [module for path, module in model.named_modules() if path.rpartition(".")[2] in targets]
@@ -59,10 +75,17 @@ def add_lora(model: Any, *, r: int, alpha: int, dropout: float, targets: list[st
     torch.manual_seed(seed)
     adapted = get_peft_model(model, settings, autocast_adapter_dtype=True)
     settings.base_model_name_or_path = base_name
-    for module in adapted.modules():
+    return _without_input_copies(adapted)
+
+
+def _without_input_copies(model: Any) -> Any:
+    """Keep PEFT from copying every layer's input to float32: autocast brings each product to the right dtype."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in model.modules():
         if isinstance(module, BaseTunerLayer):
-            module.cast_input_dtype_enabled = False  # autocast does it without float32 copies of every input
-    return adapted
+            module.cast_input_dtype_enabled = False
+    return model
 
 
 def load_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
@@ -70,7 +93,7 @@ def load_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
     from peft import PeftModel
 
     try:
-        return PeftModel.from_pretrained(model, folder, is_trainable=trainable, local_files_only=True)
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable, local_files_only=True)
     except Exception as error:
         raise ModelError(
             21,
@@ -79,6 +102,7 @@ def load_adapter(model: Any, folder: Path, *, trainable: bool = False) -> Any:
             why=str(error).strip().splitlines()[0][:200],
             fix="use the base model that adapter_config.json names",
         ) from error
+    return _without_input_copies(adapted)
 
 
 def base_of_adapter(folder: Path) -> str | None:

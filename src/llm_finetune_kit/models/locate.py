@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+import re
+import socket
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from llm_finetune_kit.catalog import DEMO, MODELS, SHORT_NAMES
 from llm_finetune_kit.errors import MachineError, ModelError, nearest
 
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken"]
 NOT_WANTED = ["onnx/*", "original/*", "consolidated*", "openvino/*", "coreml/*"]
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+PATIENCE = 4.0  # seconds to wait for the hub's first answer
 
 
 @dataclass(frozen=True)
@@ -38,13 +50,13 @@ def demo_folder() -> Path:
 
 def check_name(name: str) -> str:
     """The hub id or local folder that a name stands for; no network is used. Raises ModelError if neither."""
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         return name
     lower = name.lower()
     known = MODELS.get(SHORT_NAMES.get(lower, lower))
     if known is not None:
         return DEMO if lower == DEMO else known.hub_id
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists():
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or os.path.exists(name):
         raise ModelError(1, f"no model folder {name}", where="model.name", fix="name a folder that holds config.json")
     if "/" not in name:
         near = nearest(lower, [*MODELS, *SHORT_NAMES], 3)
@@ -55,51 +67,94 @@ def check_name(name: str) -> str:
             where="model.name",
             fix=f"{hint}`finetune models` lists short names; a hub id has the form owner/name",
         )
+    if not HUB_ID.fullmatch(name) or ".." in name or "--" in name:
+        fix = "a hub id has the form owner/name, of letters, digits, dots and dashes"
+        raise ModelError(1, f"no model can be called {name}", where="model.name", fix=fix)
     return name
 
 
 def locate(name: str, *, revision: str | None = None, cache_dir: str | None = None) -> Located:
-    """The folder with the model's files, downloaded from the hub if they are not on this disk yet.
+    """The folder with the model's files. The hub is asked only for what is not on this disk yet.
 
     Raises ModelError for a name that cannot be and MachineError where the hub cannot be reached.
     """
     target = check_name(name)
     if target == DEMO:
-        return Located(DEMO, demo_folder())
+        return Located(DEMO, _checked_folder(demo_folder()))
     if Path(target).is_dir():
         return Located(name, _checked_folder(Path(target)))
-    return Located(target, _checked_folder(_download(target, revision, cache_dir)))
-
-
-def _download(hub_id: str, revision: str | None, cache_dir: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
     asked = {"revision": revision, "cache_dir": cache_dir, "allow_patterns": WANTED, "ignore_patterns": NOT_WANTED}
+    return Located(target, _checked_folder(_cached(target, asked) or _download(target, asked)))
+
+
+def _cached(hub_id: str, asked: dict[str, Any]) -> Path | None:
+    """The model in the hub's cache if all of it is there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     try:
+        folder = Path(snapshot_download(hub_id, local_files_only=True, **asked))
+        index = folder / "model.safetensors.index.json"
+        shards = {"model.safetensors"}
+        if index.is_file():
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (LocalEntryNotFoundError, OSError, ValueError, KeyError, AttributeError):
+        return None
+    # other programs may have fetched parts only
+    whole = all((folder / name).is_file() for name in ("config.json", *shards))
+    return folder if whole and any((folder / name).is_file() for name in TOKENIZERS) else None
+
+
+def _download(hub_id: str, asked: dict[str, Any]) -> Path:
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            _reach(constants.ENDPOINT)
         return Path(snapshot_download(hub_id, **asked))
     except GatedRepoError:
-        raise ModelError(
-            3, f"{hub_id} is gated", where="model.name", fix=f"accept its licence on the hub page of {hub_id} and set HF_TOKEN"
-        ) from None
+        fix = f"accept its licence on {constants.ENDPOINT}/{hub_id} and set HF_TOKEN, or choose a model that is not gated"
+        raise ModelError(3, f"{hub_id} is gated", where="model.name", fix=fix) from None
     except RepositoryNotFoundError:
         raise ModelError(
             2, f"the hub has no model {hub_id}", where="model.name", fix="check the spelling; private models need HF_TOKEN"
         ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise MachineError(
-            1,
-            f"{hub_id} is not on this machine and the hub cannot be reached",
-            where="model.name",
-            why=str(error).splitlines()[0][:200],
-            fix="connect once to download it, give a local folder, or use the embedded model: --model demo",
-        ) from None
+    except RevisionNotFoundError:
+        problem = f"{hub_id} has no revision {asked['revision']}"
+        raise ModelError(8, problem, where="model.revision", fix="name a branch, a tag or a commit of it") from None
+    except Exception as error:  # whatever stands between here and the hub raises its own kinds
+        raise _not_downloaded(hub_id, error) from None
+
+
+def _reach(endpoint: str) -> None:
+    """Raise OSError if nobody answers there: the hub's client itself would wait for minutes where packets are dropped."""
+    place = urlsplit(endpoint)
+    if place.hostname is None or (place.scheme in getproxies() and not proxy_bypass(place.hostname)):
+        return
+    port = place.port or (443 if place.scheme == "https" else 80)
+    socket.create_connection((place.hostname, port), timeout=PATIENCE).close()
+
+
+def _not_downloaded(hub_id: str, error: Exception) -> MachineError:
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0].removeprefix("Got: ")[:200]
+    if isinstance(error, OSError) and error.errno in DISK_FAULTS:
+        problem, where = f"{hub_id} cannot be stored", str(error.filename or "the hub's cache")
+        fix = "free the disk, or name another place by model.cache_dir or HF_HOME"
+        return MachineError(2, problem, where=where, why=error.strerror or said, fix=fix)
+    return MachineError(
+        1,
+        f"{hub_id} is not on this machine and the hub cannot be reached",
+        where="model.name",
+        why=said,
+        fix="connect once to download it, give a local folder, or use the embedded model: --model demo",
+    )
 
 
 def _checked_folder(folder: Path) -> Path:
     if (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
         return folder
-    held = sorted(path.name for path in folder.iterdir())[:8]
+    held = sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else []
     raise ModelError(
         4,
         "holds no config.json",

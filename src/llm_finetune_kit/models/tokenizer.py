@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from tokenizers import AddedToken
 
 from llm_finetune_kit.catalog import DEFAULT_TEMPLATE
 from llm_finetune_kit.errors import ModelError
 
 Message = dict[str, Any]
+
+PRIVATE = 0xF0000  # first code point of a Unicode plane that no text uses
 
 
 class ChatTokenizer:
@@ -32,6 +38,24 @@ class ChatTokenizer:
         self.adds_bos = self.bos_id is not None and tokenizer("a")["input_ids"][:1] == [self.bos_id]
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_id
 
+    @cached_property
+    def respelled(self) -> tuple[Any, dict[str, str], dict[int, int]]:
+        """The tokenizer with private characters, as many, for the text of each special token; those spellings;
+        and the ids behind its ids. Where a message holds the text of special tokens, the template's own are
+        spelled so: the text then stays text, and the tokenizer sees all else as it stands.
+        """
+        tree = json.loads(self.backend.to_str())
+        added, tree["added_tokens"] = tree["added_tokens"], []
+        backend = type(self.backend).from_str(json.dumps(tree))
+        spellings = {text: chr(PRIVATE + number) * len(text) for number, text in enumerate(self.specials)}
+        behind = {}
+        for token in added:
+            index = token.pop("id")
+            token["content"] = spellings.get(token["content"], token["content"])
+            backend.add_tokens([AddedToken(**token)])
+            behind[backend.token_to_id(token["content"])] = index
+        return backend, spellings, behind
+
     @property
     def template(self) -> str:
         return str(self.tokenizer.chat_template)
@@ -47,7 +71,7 @@ class ChatTokenizer:
         Raises ModelError if the template refuses a conversation.
         """
         try:
-            return self.tokenizer.apply_chat_template(conversations, tokenize=False, add_generation_prompt=ask)
+            return list(self.tokenizer.apply_chat_template(conversations, tokenize=False, add_generation_prompt=ask))
         except Exception as error:  # a template may raise anything of its own
             raise ModelError(
                 11,
@@ -67,7 +91,10 @@ class ChatTokenizer:
 
     def decode(self, ids: list[int], *, keep_special: bool = False) -> str:
         """Text of the ids; without special tokens unless asked."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=not keep_special))
+        if not keep_special:  # by id: some tokenizers leave special tokens in when asked to skip them
+            hidden = set(self.specials.values())
+            ids = [index for index in ids if index not in hidden]
+        return str(self.tokenizer.decode(ids))
 
     def stop_ids(self) -> list[int]:
         """The tokens that end an answer: the end of text, and the template's end of turn if it has its own."""

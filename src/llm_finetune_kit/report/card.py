@@ -80,7 +80,7 @@ def _front_matter(config: RunConfig, base_name: str) -> dict[str, Any]:
 
 def _what(config: RunConfig, base: str) -> str:
     if config.method == "lora":
-        return f"A LoRA adapter for **{base}**: small matrices that are added to its frozen weights. It needs the base model."
+        return f"A LoRA adapter for **{base}**: small matrices added to its frozen weights. It needs the base model."
     return f"**{base}**, with all of its weights fine-tuned. It stands on its own."
 
 
@@ -94,7 +94,8 @@ def _training(config: RunConfig, base: str, events: list[Event], step: int) -> s
         f"Method: {_method(config)}",
         f"Steps: {found.last_step}, of {training.batch_size * training.gradient_accumulation_steps} examples each; "
         f"these are the weights of step {step}",
-        f"Learning rate: {words.value(training.learning_rate)}, {training.schedule} schedule, AdamW, seed {training.seed}",
+        f"Learning rate: {words.value(training.learning_rate)}, {training.schedule} schedule, AdamW",
+        f"Seed: {training.seed}",
         f"Number format: {config.model.dtype or 'float32'}; trained weights in float32",
         f"Time: {words.duration(found.seconds)} for {found.tokens:,} tokens",
     ]
@@ -105,7 +106,9 @@ def _method(config: RunConfig) -> str:
     if config.method == "full":
         return "full fine-tuning"
     lora = config.lora
-    return f"LoRA, r = {lora.r}, alpha = {lora.alpha}, dropout = {lora.dropout:g}, on {words.value(lora.target_modules)}"
+    return (
+        f"LoRA, r = {lora.r}, alpha = {lora.alpha}, dropout = {lora.dropout:g}, on {words.value(lora.target_modules)}"
+    )
 
 
 def _evidence(config: RunConfig, events: list[Event], step: int) -> str:
@@ -133,10 +136,8 @@ def _samples(found: list[Pair]) -> str:
 
 
 def _usage(config: RunConfig, base_name: str) -> str:
-    if config.method == "full":
-        load = FULL_SNIPPET
-    else:
-        load = ADAPTER_SNIPPET if HUB_ID.fullmatch(base_name) else LOCAL_ADAPTER_SNIPPET
+    adapter = ADAPTER_SNIPPET if HUB_ID.fullmatch(base_name) else LOCAL_ADAPTER_SNIPPET
+    load = adapter if config.method == "lora" else FULL_SNIPPET
     code = load.replace("{base}", words.name(base_name)) + USE_SNIPPET
     return (
         f"```python\n{code}\n```\n\nOr without any code:\n\n"

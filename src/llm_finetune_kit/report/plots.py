@@ -55,27 +55,14 @@ def _draw(axes: Axes, found: Figures) -> None:
         axes.plot(steps, [point.loss for point in found.smooth], color=TRAIN, linewidth=2.2, label="train, smoothed")
     held_out = [event for event in found.held_out if math.isfinite(event.loss)]
     if held_out:
+        steps = [event.step for event in held_out]
         losses = [event.loss for event in held_out]
-        axes.plot(
-            [event.step for event in held_out],
-            losses,
-            color=HELD_OUT,
-            linewidth=1.6,
-            marker="o",
-            markersize=5,
-            label="held out",
-        )
+        axes.plot(steps, losses, color=HELD_OUT, linewidth=1.6, marker="o", markersize=5, label="held out")
     kept = next((event for event in held_out if event.step == found.shown), None)
     if kept is not None:
         word = "kept" if found.kept is not None else "best so far"
         axes.axvline(kept.step, color=KEPT, linewidth=1.2, linestyle=(0, (4, 3)))
-        ring = {
-            "marker": "o",
-            "markersize": 12,
-            "fillstyle": "none",
-            "markeredgewidth": 2,
-            "linestyle": "none",
-            "color": KEPT,
-        }
-        axes.plot([kept.step], [kept.loss], label=f"{word}: step {kept.step}, held-out loss {kept.loss:.3f}", **ring)
+        label = f"{word}: step {kept.step}, held-out loss {kept.loss:.3f}"
+        ring = axes.plot([kept.step], [kept.loss], marker="o", linestyle="none", color=KEPT, label=label)[0]
+        ring.set(markersize=12, fillstyle="none", markeredgewidth=2)
     axes.margins(x=0.03, y=0.08)

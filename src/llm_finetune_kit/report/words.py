@@ -19,7 +19,7 @@ def loss(value: float | None) -> str:
 def perplexity(value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value:.3g}" if value >= 1e6 else f"{value:,.2f}" if value < 1000 else f"{value:,.0f}"
+    return f"{value:.3g}" if value >= 1e6 else f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
 
 
 def size(count: float) -> str:
@@ -56,7 +56,9 @@ def value(thing: Any) -> str:
     if isinstance(thing, float):
         return f"{thing:g}"
     if isinstance(thing, (list, tuple)):
-        return f"{len(thing):,} rows" if thing and isinstance(thing[0], dict) else ", ".join(value(item) for item in thing)
+        return (
+            f"{len(thing):,} rows" if thing and isinstance(thing[0], dict) else ", ".join(value(item) for item in thing)
+        )
     return name(str(thing))
 
 

@@ -93,11 +93,13 @@ def comparison(record: Record) -> str:
         "# Base against tuned",
         f"**{words.markdown_cell(record.verdict.sentence)}.** {caution(found)}".strip(),
         words.markdown_table(["", "Base", step], rows),
-        "Loss is the mean surprise per learned token of the held-out rows; perplexity is e to that power. Lower is better.",
+        "Loss is the mean surprise per learned token of held-out rows; perplexity is e to that power. Lower is better.",
         "## Answers",
     ]
     for number, pair in enumerate(found.pairs, 1):
-        answers = [words.markdown_cell(text if text is not None else "(not asked)") for text in (pair.before, pair.after)]
+        answers = [
+            words.markdown_cell(text if text is not None else "(not asked)") for text in (pair.before, pair.after)
+        ]
         reference = words.markdown_cell(pair.reference) if pair.reference else "(none)"
         parts += [f"### {number}", words.markdown_table(["Prompt"], [[words.markdown_cell(pair.prompt)]])]
         parts.append(words.markdown_table(["Base", "Tuned", "Reference"], [[*answers, reference]]))

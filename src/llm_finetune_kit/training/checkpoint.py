@@ -99,7 +99,7 @@ def restore_weights(model: Any, folder: Path) -> None:
 
 def newest_good(folders: list[Path]) -> tuple[Path | None, list[str]]:
     """The first folder that verifies, and why each one before it was passed over."""
-    passed = []
+    passed: list[str] = []
     for folder in folders:
         reason = fault(folder)
         if reason is None:

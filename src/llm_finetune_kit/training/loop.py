@@ -13,8 +13,12 @@ from llm_finetune_kit.data.batches import evaluation_passes, make_passes, step_e
 from llm_finetune_kit.data.masks import Tokens
 from llm_finetune_kit.errors import TrainingError
 from llm_finetune_kit.events import Evaluated, Listen, Stepped
+from llm_finetune_kit.hardware import release_memory
 from llm_finetune_kit.training.checkpoint import Progress
 from llm_finetune_kit.training.step import Objective, accumulate, mean_loss
+
+
+RELEASE_EVERY = 10  # steps between giving unused memory back: rare enough to cost nothing
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ def fit(
     Raises TrainingError before the optimizer moves if the loss or a gradient is not finite.
     """
     while progress.step < schedule.steps:
+        if progress.step % RELEASE_EVERY == 0 and objective.device.type == "cpu":
+            release_memory()
         _one_step(objective, optimizer, train, schedule, progress, listen)
         improved = False
         if held_out is not None and _due(progress.step, schedule.eval_steps, schedule.steps):

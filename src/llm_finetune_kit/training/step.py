@@ -14,6 +14,7 @@ import torch
 from torch.nn.functional import log_softmax
 
 from llm_finetune_kit.data.batches import Pass
+from llm_finetune_kit.errors import ModelError
 
 WORKSPACE_BYTES = 30_000_000  # of float32 logits: larger fresh blocks are page-faulted anew each time on CPU
 
@@ -45,15 +46,18 @@ class HeadLoss(torch.autograd.Function):
             logits = (states @ matrix.T).float()
             if bias is not None:
                 logits += bias.float()
-            capped = torch.tanh(logits / softcap) if softcap else None
-            log_probabilities = log_softmax(logits if capped is None else capped * softcap, dim=-1)
+            slope_of_cap = None
+            if softcap:
+                capped = torch.tanh(logits / softcap)
+                logits, slope_of_cap = capped * softcap, 1 - capped.square()
+            log_probabilities = log_softmax(logits, dim=-1)
             loss -= log_probabilities.gather(1, wanted).sum()
             if not (learns or head_learns):
                 continue
             slope = log_probabilities.exp_()
             slope.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=slope.dtype))
-            if capped is not None:
-                slope *= 1 - capped.square()
+            if slope_of_cap is not None:
+                slope *= slope_of_cap
             if grad_bias is not None:
                 grad_bias += slope.sum(0)
             slope = slope.to(dtype)
@@ -77,7 +81,8 @@ class Objective:
     """The loss of passes under a model.
 
     `dtype` is what matrix products use. Where the model's head is a plain linear layer (checked by comparing
-    logits once, never assumed) it is computed by HeadLoss; otherwise by the model itself.
+    logits once, never assumed) it is computed by HeadLoss; otherwise by the model itself. Where the model keeps
+    packed documents apart (probed once, too) it computes whole passes; otherwise one document at a time.
     """
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
@@ -89,6 +94,7 @@ class Objective:
         self.softcap: float | None = getattr(base.config, "final_logit_softcapping", None)
         self.device = self.head.weight.device
         self.plain_head = type(self.head) is torch.nn.Linear and self._head_is_plain(base)
+        self.packs = self._documents_stay_apart(base)
 
     def _head_is_plain(self, base: Any) -> bool:
         ids = torch.arange(4, device=self.device)[None] % base.config.vocab_size
@@ -102,6 +108,36 @@ class Objective:
         base.train(was_training)
         return torch.equal(whole, parts)
 
+    def _documents_stay_apart(self, base: Any) -> bool:
+        """Whether a document in a pass comes out as it does alone, whatever stands before it.
+
+        Some models do not hand `document_lengths` or positions down to their attention. What that does is
+        measured by the same tokens as one document, so the bounds hold in every precision. Raises ModelError
+        if a token sees those after it, which no way of computing could put right.
+        """
+        tokens = torch.arange(11, device=self.device) % base.config.get_text_config().vocab_size
+        first, other, second, later = tokens[:3], tokens[3:6], tokens[6:10], tokens[7:11]
+        was_training = base.training
+        base.eval()
+        with torch.no_grad(), self.precision():
+            packed, repacked = (self._hidden(torch.cat([before, second]), (3, 4))[3:] for before in (first, other))
+            joined, rejoined = (self._hidden(torch.cat([before, second]), (7,))[3:] for before in (first, other))
+            alone, foretold = (self._hidden(torch.cat([second[:2], after]), (4,)) for after in (second[2:], later[2:]))
+        base.train(was_training)
+        seen = (joined - rejoined).norm()  # what the tokens before do where they may be seen
+        if (alone - foretold)[:2].norm() > 0.2 * seen:
+            raise ModelError(9, "its attention is not causal here", fix="choose another model")
+        leaks = (packed - repacked).norm() > 0.2 * seen
+        moves = (packed - alone).norm() > 0.2 * (joined - alone).norm()
+        return not bool(leaks) and not bool(moves)
+
+    def _hidden(self, ids: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
+        """Last hidden states [tokens, H] of documents in one row."""
+        positions = torch.cat([torch.arange(length, device=self.device) for length in lengths])
+        asked = {"position_ids": positions[None], "use_cache": False, "document_lengths": lengths}
+        states: torch.Tensor = self.decoder(input_ids=ids[None], **asked).last_hidden_state[0]
+        return states
+
     def precision(self) -> AbstractContextManager[Any]:
         """The context in which the model is to run."""
         if self.dtype is torch.float32:
@@ -110,6 +146,8 @@ class Objective:
 
     def summed(self, work: Pass, scale: float = 1.0) -> torch.Tensor:
         """`scale` times the summed loss of a pass's targets, a float32 scalar."""
+        if len(work.lengths) > 1 and not self.packs:
+            return torch.stack([self.summed(document, scale) for document in work.documents()]).sum()
         work = work.to(self.device)
         asked = {
             "input_ids": work.input_ids,
@@ -123,7 +161,10 @@ class Objective:
             else:
                 logits = self.model(**asked, logits_to_keep=work.keep).logits
         if self.plain_head:
-            return HeadLoss.apply(hidden, self.head.weight, self.head.bias, work.labels, self.softcap, self.dtype, scale)
+            loss: torch.Tensor = HeadLoss.apply(
+                hidden, self.head.weight, self.head.bias, work.labels, self.softcap, self.dtype, scale
+            )
+            return loss
         return scale * torch.nn.functional.cross_entropy(logits.float(), work.labels, reduction="sum")
 
 
