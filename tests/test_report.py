@@ -170,9 +170,7 @@ def test_few_held_out_tokens_are_a_hint_and_not_a_proof():
 
 def test_a_killed_run_shows_its_best_step_so_far():
     events = [
-        event
-        for event in whole_run()
-        if not isinstance(event, (Finished, Sampled)) and getattr(event, "folder", "") != "final"
+        event for event in whole_run() if not isinstance(event, (Finished, Sampled)) and getattr(event, "folder", "") != "final"
     ]
     found = figures(events)
     assert (found.kept, found.shown, found.ended) == (None, 30, None)

@@ -368,7 +368,7 @@ def test_hub_names_are_not_read_yet(tmp_path: Path, name: str) -> None:
 def test_real_files_are_read_whole(name: str, count: int) -> None:
     start = time.perf_counter()
     source = read_source(SHARED / name)
-    assert time.perf_counter() - start < 1.5
+    assert time.perf_counter() - start < 6
     assert len(source.rows) == count
     assert source.notes == []
 

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from common import IGNORED, LEARNING_RATE, MAX_GRAD_NORM, Adapter, Document, Recorder, read_job
-from peft import get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict
 
 from llm_finetune_kit.data.batches import order
 from llm_finetune_kit.data.masks import Tokens
 from llm_finetune_kit.events import Event, Stepped
-from llm_finetune_kit.models.loading import load_adapter, load_base
+from llm_finetune_kit.models.loading import add_lora, load_base
 from llm_finetune_kit.models.locate import Located
-from llm_finetune_kit.training.checkpoint import Progress
+from llm_finetune_kit.training.checkpoint import Progress, restore_weights
 from llm_finetune_kit.training.loop import Schedule, fit
 from llm_finetune_kit.training.optimizer import make_optimizer
 from llm_finetune_kit.training.step import Objective
@@ -29,7 +29,10 @@ StepDone = Callable[[float, int, Callable[[], Adapter]], None]
 def train(model_dir: Path, adapter_dir: Path, batches: list[list[Document]], step_done: StepDone) -> dict[str, Any]:
     """The package's own loop on the documents of each step, in order; `step_done` is called after every step."""
     base = load_base(Located(str(model_dir), model_dir), "bfloat16")
-    model = load_adapter(base, adapter_dir, trainable=True)
+    lora = LoraConfig.from_pretrained(adapter_dir)
+    targets = sorted(lora.target_modules)
+    model = add_lora(base, r=lora.r, alpha=lora.lora_alpha, dropout=0.0, targets=targets, base_name="frozen", seed=0)
+    restore_weights(model, adapter_dir)
     optimizer = make_optimizer(model.parameters(), weight_decay=0.0)
     schedule = Schedule(
         rates=[LEARNING_RATE] * len(batches),

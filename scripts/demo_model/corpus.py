@@ -139,10 +139,18 @@ _NAMED = re.compile(
     r" (?:named|called) ([A-Z][a-z]+)"
 )
 _AFTER_A_NOUN = frozenset(
-    ["and", "was", "were", "is", "in", "to", "that", "with", "on", "for", "at", "had", "he", "she", "they", "from", "who", "but", "said", "of", "as", "so", "it", "because", "into", "would", "could", "when", "where", "saw", "did", "has", "looked", "went", "came", "could", "started", "felt"]
+    """
+    and was were is in to that with on for at had he she they from who but said of as so it because into would
+    could when where saw did has looked went came could started felt
+    """.split()  # noqa: SIM905
 )
 _NOT_A_SUBJECT = frozenset(
-    ["day", "time", "way", "lot", "bit", "end", "one", "thing", "things", "same", "other", "side", "next", "rest", "minute", "moment", "idea", "name", "more", "first", "second", "middle", "top", "help", "fun", "mom", "mommy", "dad", "daddy", "mother", "father", "eyes", "hands", "hand", "head", "face", "arms", "feet", "mouth", "mum", "mama", "kids", "first", "best", "most", "words", "word", "people", "inside", "outside", "while", "new", "big", "little", "small", "old", "happy", "sad", "red", "blue", "good", "bad", "pretty", "nice", "special", "tall", "long"]
+    """
+    day time way lot bit end one thing things same other side next rest minute moment idea name more first
+    second middle top help fun mom mommy dad daddy mother father eyes hands hand head face arms feet mouth mum
+    mama kids first best most words word people inside outside while new big little small old happy sad red blue
+    good bad pretty nice special tall long
+    """.split()  # noqa: SIM905
 )
 
 

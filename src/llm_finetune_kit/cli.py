@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import json
+import logging
 import os
 import re
 import sys
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetune_kit.config import ALIASES, RunConfig, knobs
-from llm_finetune_kit.errors import OUR_BUG, KitError, UsageError, nearest
+from llm_finetune_kit.errors import OUR_BUG, KitError, MachineError, UsageError, nearest
 
 # Flags for the knobs people turn most; every other knob is set by `section.key=value`.
 FLAGS: dict[str, str] = {
@@ -70,7 +72,9 @@ def guarded(work: Callable[[], int]) -> int:
 
     _calm()
     try:
-        return work()
+        code = work()
+        print(end="", flush=True)
+        return code
     except KitError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -79,9 +83,16 @@ def guarded(work: Callable[[], int]) -> int:
         return 130
     except BrokenPipeError:  # whoever read our output has had enough of it
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            return _our_bug(error)
+        full = MachineError(12, "the disk is full", where=str(error.filename or "output"), fix="free some disk space")
+        print(full, file=sys.stderr)
+        return full.exit_code
     except Exception as error:  # a fault of ours: say so, and keep the traceback for a report
         return _our_bug(error)
     finally:
+        logging.captureWarnings(False)
         drop_closed_streams()
 
 
@@ -101,8 +112,6 @@ def _calm() -> None:
 
     A run collects them in its debug.log; `python -W` and PYTHONWARNINGS show them as usual.
     """
-    import logging
-
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -78,7 +78,7 @@ def make_plan(config: RunConfig, machine: Any, model: Any, data: DataFacts) -> P
         choices.append(choice)
         return choice.value
 
-    lora, training = config.lora, config.training
+    training = config.training
     dtype = decide("model.dtype", config.model.dtype, *_dtype(machine))
     length = _max_length(config, model, data)
     max_length = decide("model.max_length", config.model.max_length, *length)

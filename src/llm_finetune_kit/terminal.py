@@ -10,25 +10,28 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llm_finetune_kit import events as said
 from llm_finetune_kit.report import words
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 MOST_LINES, MOST_LETTERS = 8, 500  # of one sample answer; the report holds all of it
 WIDE = 120
 STAGES = {"data": "reading", "model": "loading", "best": "keeping", "run": "run folder"}
 
 
-def console() -> Console:
-    """Standard output, as wide as the terminal or, into a file, as WIDE; text is printed as it is, never read as markup."""
+def show(*things: Any, style: str | None = None) -> None:
+    """Print to standard output, as wide as the terminal or, into a file, as WIDE; text is never read as markup.
+
+    Raises OSError where nobody reads any more (rich would end the process).
+    """
     from rich.console import Console
 
     width = None if sys.stdout and sys.stdout.isatty() else WIDE
-    return Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False)
+    console = Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False)
+    with console.capture() as captured:
+        console.print(*things, style=style)
+    print(captured.get(), end="", flush=True)
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
@@ -41,7 +44,7 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[Any]], title: str 
         table.add_column(Text(head, style="bold"), overflow="fold")
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
-    console().print(table)
+    show(table)
 
 
 def print_pairs(pairs: Sequence[tuple[str, str, str]]) -> None:
@@ -54,7 +57,7 @@ def print_pairs(pairs: Sequence[tuple[str, str, str]]) -> None:
     grid.add_column(overflow="fold")
     for label, text, remark in pairs:
         grid.add_row(Text(label, style="cyan"), Text(text) + Text(f" ({remark})" if remark else "", style="dim"))
-    console().print(grid)
+    show(grid)
 
 
 def drop_closed_streams() -> None:
@@ -90,13 +93,13 @@ class Terminal:
             self._safely(self._where_it_is)
 
     def __call__(self, event: said.Event) -> None:
-        show = getattr(self, f"_{type(event).__name__.lower()}", None)
-        if show is not None:
-            self._safely(show, event)
+        tell = getattr(self, f"_{type(event).__name__.lower()}", None)
+        if tell is not None:
+            self._safely(tell, event)
 
-    def _safely(self, show: Any, *arguments: Any) -> None:
+    def _safely(self, tell: Any, *arguments: Any) -> None:
         try:
-            show(*arguments)
+            tell(*arguments)
         except OSError:
             drop_closed_streams()
 
@@ -131,8 +134,7 @@ class Terminal:
         work = f"{plan['steps']:,} steps of {plan['examples_per_step']} examples"
         need = f"about {words.size(plan['peak_memory'])} of {words.size(plan['available_memory'])} free"
         pairs += [("work", work, f"{plan['trained_parameters']:,} trained weights"), ("memory", need, memory)]
-        out = console()
-        out.print(f"Plan for {plan['machine']}", style="bold")
+        show(f"Plan for {plan['machine']}", style="bold")
         print_pairs(pairs)
 
     def _warned(self, event: said.Warned) -> None:
@@ -188,19 +190,23 @@ class Terminal:
         pairs = [answers for answers in self.samples.values() if len(answers) > 1]
         for answers in pairs if asked else pairs[:1]:
             _print_sample(answers[0], answers[-1])
-        out = console()
-        out.print()
+        show()
         if summary.get("loss_after") is not None:
             print_table(
                 ("held-out rows", "before", "after"),
                 [
-                    (name, show(summary[f"{name}_before"]), show(summary[f"{name}_after"]))
-                    for name, show in (("loss", words.loss), ("perplexity", words.perplexity))
+                    (name, say(summary[f"{name}_before"]), say(summary[f"{name}_after"]))
+                    for name, say in (("loss", words.loss), ("perplexity", words.perplexity))
                 ],
             )
-            out.print()
+            show()
         took = f"{summary['tokens']:,} tokens in {words.duration(summary['seconds'])}"
-        out.print(f"{event.reason}: {event.step:,} steps, {took} ({summary['tokens_per_second']:,.0f} per second)")
+        show(f"{event.reason}: {event.step:,} steps, {took} ({summary['tokens_per_second']:,.0f} per second)")
+
+    def _failed(self, event: said.Failed) -> None:
+        self._shut_bar()
+        if event.resume and event.resume not in event.fix:
+            self.line(f"what was learned is saved: {event.resume}")
 
     def _where_it_is(self) -> None:
         pairs = [("report", f"{self.folder}/report.html", ""), ("model", f"{self.folder}/final", "")]
@@ -208,8 +214,7 @@ class Terminal:
 
 
 def _print_sample(before: said.Sampled, after: said.Sampled) -> None:
-    out = console()
-    out.print()
+    show()
     texts = {"prompt": " ".join(after.prompt.split()), "before": before.answer, "after": after.answer, "wanted": after.reference}
     print_pairs([(label, _clip(text), "") for label, text in texts.items() if text])
 

@@ -111,7 +111,7 @@ def encode(examples: list[Any], chat: Renderer, *, loss_on: str = "answers") -> 
 
 
 def _encode_text(text: str, chat: Renderer) -> tuple[list[int], np.ndarray]:
-    ids = _plain_ids(text, chat) + [chat.eos_id]
+    ids = [*_plain_ids(text, chat), chat.eos_id]
     if chat.adds_bos:
         ids = [chat.bos_id, *ids]  # type: ignore[list-item]
     return ids, np.ones(len(ids), dtype=bool)

@@ -40,7 +40,18 @@ def load_base(located: Located, dtype: str, device: str = "cpu") -> Any:
             fix="download the model again; only safetensors files are read",
         ) from error
     model.set_attn_implementation(NAME)  # the few model classes that know only their own attention keep it
+    _plain_activations(model)
     return model.to(device)
+
+
+def _plain_activations(model: Any) -> None:
+    """GPT-2's GELU is written out as seven passes over the activation; torch has the same function as one."""
+    from transformers.activations import NewGELUActivation
+
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is NewGELUActivation:
+                setattr(module, name, torch.nn.GELU(approximate="tanh"))
 
 
 @contextmanager
@@ -62,6 +73,8 @@ def add_lora(model: Any, *, r: int, alpha: int, dropout: float, targets: list[st
     from peft import LoraConfig, TaskType, get_peft_model
     from transformers.pytorch_utils import Conv1D
 
+    from llm_finetune_kit.models.lora import FAST_LAYERS
+
     wrapped = [module for path, module in model.named_modules() if path.rpartition(".")[2] in targets]
     settings = LoraConfig(
         r=r,
@@ -72,6 +85,7 @@ def add_lora(model: Any, *, r: int, alpha: int, dropout: float, targets: list[st
         task_type=TaskType.CAUSAL_LM,
         base_model_name_or_path=base_name,
     )
+    settings._register_custom_module(FAST_LAYERS)
     torch.manual_seed(seed)
     adapted = get_peft_model(model, settings, autocast_adapter_dtype=True)
     settings.base_model_name_or_path = base_name

@@ -106,9 +106,7 @@ def _method(config: RunConfig) -> str:
     if config.method == "full":
         return "full fine-tuning"
     lora = config.lora
-    return (
-        f"LoRA, r = {lora.r}, alpha = {lora.alpha}, dropout = {lora.dropout:g}, on {words.value(lora.target_modules)}"
-    )
+    return f"LoRA, r = {lora.r}, alpha = {lora.alpha}, dropout = {lora.dropout:g}, on {words.value(lora.target_modules)}"
 
 
 def _evidence(config: RunConfig, events: list[Event], step: int) -> str:

@@ -44,10 +44,7 @@ def loss_svg(found: Figures, width: int, height: int) -> Markup:
         _line(frame, found.train, "each"),
         _line(frame, found.smooth, "smooth"),
         _line(frame, held_out, "held"),
-        *(
-            f'<circle class="point" cx="{frame.x(point.step)}" cy="{frame.y(point.loss)}" r="3.5"/>'
-            for point in held_out
-        ),
+        *(f'<circle class="point" cx="{frame.x(point.step)}" cy="{frame.y(point.loss)}" r="3.5"/>' for point in held_out),
         *_kept(frame, found, held_out),
     ]
     label = f"Loss over {found.last_step} steps, training and held out"
@@ -69,8 +66,7 @@ def _axes(frame: Frame) -> list[str]:
     for loss in ticks(*frame.losses, 5):
         y = frame.y(loss)
         parts.append(
-            f'<path class="grid" d="M{LEFT} {y}H{right}"/>'
-            f'<text x="{LEFT - 7}" y="{y + 4}" text-anchor="end">{loss:g}</text>'
+            f'<path class="grid" d="M{LEFT} {y}H{right}"/><text x="{LEFT - 7}" y="{y + 4}" text-anchor="end">{loss:g}</text>'
         )
     for step in ticks(*frame.steps, frame.width // 90):
         if step == int(step):

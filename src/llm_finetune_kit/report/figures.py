@@ -158,17 +158,13 @@ def verdict(found: Figures, learned: str = "answers") -> Verdict:
         return _open_verdict(found)
     before, after = found.compared.get("loss_before"), found.compared.get("loss_after")
     if before is None or after is None:
-        return Verdict(
-            "open", "Nothing is proved", "no held-out rows were evaluated, so nobody knows how it does on unseen data"
-        )
+        return Verdict("open", "Nothing is proved", "no held-out rows were evaluated, so nobody knows how it does on unseen data")
     if abs(before - after) < FLAT:
         return Verdict("flat", "No improvement shown", f"held-out loss was {before:.3f} and is {after:.3f}")
     moved = f"from {before:.2f} to {after:.2f}"
     if after < before:
         return Verdict("good", f"Held-out loss fell {moved}", f"the model predicts unseen {learned} better")
-    return Verdict(
-        "bad", f"Held-out loss rose {moved}", f"the model got worse at unseen {learned}, so keep using the base"
-    )
+    return Verdict("bad", f"Held-out loss rose {moved}", f"the model got worse at unseen {learned}, so keep using the base")
 
 
 def _open_verdict(found: Figures) -> Verdict:

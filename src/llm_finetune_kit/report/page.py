@@ -91,9 +91,7 @@ def _tiles(record: Record) -> list[tuple[str, str, str]]:
         if f"{kind}_after" in compared:
             tiles.append((name, f"{show(compared.get(f'{kind}_before'))} → {show(compared[f'{kind}_after'])}", meaning))
     if found.train:
-        tiles.append(
-            ("Steps", _steps(found), f"Each step learned from {record.plan.get('examples_per_step', 'some')} examples.")
-        )
+        tiles.append(("Steps", _steps(found), f"Each step learned from {record.plan.get('examples_per_step', 'some')} examples."))
         speed = found.tokens / max(found.seconds, 1e-9)
         tiles.append(
             (
@@ -114,11 +112,7 @@ def _tiles(record: Record) -> list[tuple[str, str, str]]:
 
 
 def _steps(found: Figures) -> str:
-    return (
-        f"{found.last_step:,}"
-        if found.last_step == found.total_steps
-        else f"{found.last_step:,} of {found.total_steps:,}"
-    )
+    return f"{found.last_step:,}" if found.last_step == found.total_steps else f"{found.last_step:,} of {found.total_steps:,}"
 
 
 def _device(plan: dict[str, Any]) -> str:

@@ -56,9 +56,7 @@ def value(thing: Any) -> str:
     if isinstance(thing, float):
         return f"{thing:g}"
     if isinstance(thing, (list, tuple)):
-        return (
-            f"{len(thing):,} rows" if thing and isinstance(thing[0], dict) else ", ".join(value(item) for item in thing)
-        )
+        return f"{len(thing):,} rows" if thing and isinstance(thing[0], dict) else ", ".join(value(item) for item in thing)
     return name(str(thing))
 
 

@@ -97,9 +97,7 @@ def comparison(record: Record) -> str:
         "## Answers",
     ]
     for number, pair in enumerate(found.pairs, 1):
-        answers = [
-            words.markdown_cell(text if text is not None else "(not asked)") for text in (pair.before, pair.after)
-        ]
+        answers = [words.markdown_cell(text if text is not None else "(not asked)") for text in (pair.before, pair.after)]
         reference = words.markdown_cell(pair.reference) if pair.reference else "(none)"
         parts += [f"### {number}", words.markdown_table(["Prompt"], [[words.markdown_cell(pair.prompt)]])]
         parts.append(words.markdown_table(["Base", "Tuned", "Reference"], [[*answers, reference]]))

@@ -17,7 +17,6 @@ from llm_finetune_kit.hardware import release_memory
 from llm_finetune_kit.training.checkpoint import Progress
 from llm_finetune_kit.training.step import Objective, accumulate, mean_loss
 
-
 RELEASE_EVERY = 10  # steps between giving unused memory back: rare enough to cost nothing
 
 
