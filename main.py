@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "src"))  # works without installing the package
 
-from llm_finetune_kit.cli import guarded, main, show_evaluation, start
+from llm_finetune_kit.cli import checked_model, guarded, main, show_evaluation, start
 from llm_finetune_kit.errors import UsageError
 from llm_finetune_kit.settings import load_config
 
@@ -36,7 +36,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--prompt", help="what to ask (inference)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    return parser.parse_args(words)
+    return parser.parse_intermixed_args(words)
 
 
 def run(asked: argparse.Namespace) -> int:
@@ -52,7 +52,7 @@ def run(asked: argparse.Namespace) -> int:
         return start(config)
     data = config.data.eval_file or config.data.train_file
     return show_evaluation(
-        asked.model_path, str(data), max_length=config.model.max_length, dtype=config.model.dtype, as_json=False
+        checked_model(asked.model_path), str(data), max_length=config.model.max_length, dtype=config.model.dtype, as_json=False
     )
 
 

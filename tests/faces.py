@@ -40,7 +40,8 @@ class Done:
 def start(command: list[str], folder: Path, environment: dict[str, str] | None = None, *, light: bool = False) -> Done:
     """Run a command in `folder`; with `light` it must not load a heavy package."""
     clean = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "COLUMNS")}
-    here = clean | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"} | (environment or {})
+    ours = {"PYTHONPATH": str(ROOT / "src"), "LLM_FINETUNE_KIT_CACHE": str(folder / ".cache"), "OMP_NUM_THREADS": "1"}
+    here = clean | ours | (environment or {})
     if light:
         wall = folder / ".wall"
         wall.mkdir(exist_ok=True)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -86,11 +87,13 @@ def asked(model: Path, outputs: Path, method: str = "lora", **more: Any) -> RunC
         "training.save_steps": SAVE_EVERY,
         "training.eval_steps": 4,
         "training.early_stopping_patience": 100,
-        "training.tokens_per_pass": 128,
+        "training.tokens_per_pass": 256,
+        "evaluation.prompts": ["Who?"],
         "evaluation.generation.max_new_tokens": 4,
         "output.output_dir": str(outputs),
         "output.run_name": "run",
     }
+    outputs.mkdir(parents=True, exist_ok=True)
     if not (outputs.parent / "rows.jsonl").exists():
         write_rows(outputs.parent / "rows.jsonl")
     return RunConfig().with_values(values | {name.replace("__", "."): value for name, value in more.items()})
@@ -141,7 +144,6 @@ def story(folder: RunFolder) -> dict[str, Any]:
         "answers": [(event.step, event.prompt, event.answer) for event in told if isinstance(event, Sampled)],
         "final": digest(folder.final / weights),
         "checkpoint": (last.name, digest(last / weights), digest(last / "optimizer.safetensors")),
-        "checkpoints": [path.name for path in folder.checkpoints()],
         "finished": [(event.step, event.reason) for event in told if isinstance(event, Finished)],
     }
 
@@ -193,8 +195,7 @@ def test_the_random_state_matters_here(model: Path, whole: Callable[[str], dict[
     assert without["steps"][1:] != whole("lora")["steps"][1:]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("step", [1, 2, 3, 4, 7, 12])
+@pytest.mark.parametrize(("method", "step"), [("lora", 1), ("lora", 3), ("lora", 7), ("full", 2), ("full", 12)])
 def test_a_run_that_died_after_any_step_goes_on_bit_for_bit(
     method: str, step: int, model: Path, whole: Callable[[str], dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -256,19 +257,21 @@ def test_rows_given_in_memory_are_kept_for_the_resume(model: Path, tmp_path: Pat
     assert stories[0] == stories[1]
 
 
+def getting_worse(place: Path) -> dict[str, Any]:
+    """Knobs of a run that learns some words and is measured by others: its first step stays the best."""
+    other = place / "other.jsonl"
+    other.write_text("".join(json.dumps({"prompt": f"{name}?", "response": "%XQ" * 25}) + "\n" for name in NAMES))
+    knobs = {"learning_rate": 0.1, "early_stopping_patience": 2, "eval_steps": 1, "save_steps": 1, "warmup_steps": 0}
+    return {f"training__{name}": value for name, value in knobs.items()} | {"data__eval_file": str(other)}
+
+
 def test_early_stopping_survives_a_crash(model: Path, tmp_path: Path) -> None:
     """Dying between the last evaluation and the end must not add a step."""
-    knobs = {
-        "training__learning_rate": 0.3,
-        "training__early_stopping_patience": 2,
-        "training__eval_steps": 1,
-        "training__save_steps": 1,
-        "training__warmup_steps": 0,
-    }
+    knobs = getting_worse(tmp_path)
     reference = story(run(asked(model, tmp_path / "whole" / "outputs", **knobs)).folder)
     (last, reason), best = reference["finished"][0], [step for step, _, best in reference["evaluations"] if best][-1]
     assert reason == "no improvement"
-    assert last < STEPS
+    assert best < last < STEPS
     folder = crashed(asked(model, tmp_path / "dead" / "outputs", **knobs), is_saved(f"checkpoint-{last}"))
     resume(folder)
     assert story(folder) == reference
@@ -372,6 +375,19 @@ def test_a_damaged_checkpoint_never_costs_a_sound_one(model: Path, tmp_path: Pat
     assert folder.finished
 
 
+def test_a_damaged_best_checkpoint_is_never_taken_for_the_result(model: Path, tmp_path: Path) -> None:
+    knobs = getting_worse(tmp_path) | {"training__early_stopping_patience": 100}
+    folder, heard = crashed(asked(model, tmp_path / "outputs", **knobs), at_step(11)), []
+    best = [event.step for event in folder.replay() if isinstance(event, Evaluated) and event.best][-1]
+    assert best < 9
+    flip(folder.path / f"checkpoint-{best}")
+    resume(folder, heard.append)
+    assert [event for event in heard if isinstance(event, Warned) and "best" in event.message]
+    assert json.loads((folder.final / MANIFEST).read_text())["step"] == STEPS
+    newest = folder.path / f"checkpoint-{STEPS}"
+    assert digest(folder.final / "adapter_model.safetensors") == digest(newest / "adapter_model.safetensors")
+
+
 # --- what may not go on ------------------------------------------------------------------------------------
 
 
@@ -450,7 +466,7 @@ def test_a_run_can_be_made_longer(finished: bool, model: Path, broken_off: Any, 
     assert told["finished"][-1] == (STEPS + 6, "all steps done")
     manifest = json.loads((folder.final / MANIFEST).read_text())
     assert manifest["step"] in (STEPS + 6, *(step for step, _, best in told["evaluations"] if best))
-    assert f"checkpoint-{STEPS + 6}" in told["checkpoints"]
+    assert told["checkpoint"][0] == f"checkpoint-{STEPS + 6}"
 
 
 def test_a_constant_schedule_made_longer_is_the_longer_run(model: Path, tmp_path: Path) -> None:
@@ -464,15 +480,20 @@ def test_a_constant_schedule_made_longer_is_the_longer_run(model: Path, tmp_path
     assert now["final"] == longer["final"]
 
 
+def test_a_longer_run_that_died_knows_where_it_was_going(model: Path, tmp_path: Path) -> None:
+    folder = run(asked(model, tmp_path / "outputs")).folder
+    with pytest.raises(Crash):
+        resume(folder, crash_when(at_step(STEPS + 4)), max_steps=STEPS + 6)
+    assert not folder.finished
+    resume(folder)
+    assert folder.finished
+    assert [step for step, *_ in story(folder)["steps"]] == list(range(1, STEPS + 7))
+
+
 def test_a_run_that_stopped_early_trains_on_when_asked(model: Path, tmp_path: Path) -> None:
-    knobs = {
-        "training__learning_rate": 0.3,
-        "training__early_stopping_patience": 2,
-        "training__eval_steps": 1,
-        "training__warmup_steps": 0,
-    }
-    folder = run(asked(model, tmp_path / "outputs", **knobs)).folder
+    folder = run(asked(model, tmp_path / "outputs", **getting_worse(tmp_path))).folder
     stopped = folder.step
+    assert stopped < STEPS
     resume(folder, max_steps=STEPS + 6)
     assert folder.step > stopped + 1  # the patience begins anew
 
@@ -583,7 +604,7 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     nursery.close()
 
 
-LONG = 30
+LONG = 20
 
 
 def command(model: Path, outputs: Path, method: str) -> list[str]:
@@ -600,13 +621,13 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def wait_for_step(folder: RunFolder, step: int) -> None:
-    """Until the log shows the step of the process at work now, not of one before it."""
-    until = time.monotonic() + 30
+    """Until the log shows a step as late as this."""
+    log, until = folder.path / "events.jsonl", time.monotonic() + 60
     while time.monotonic() < until:
-        told = folder.replay()
-        if any(isinstance(event, Stepped) and event.step >= step for event in told):
+        told = log.read_text() if log.exists() else ""
+        if any(int(found) >= step for found in re.findall(r'^{"event": "Stepped",.*?"step": (\d+)', told, re.MULTILINE)):
             return
-        time.sleep(0.002)
+        time.sleep(0.005)
     raise AssertionError(f"step {step} did not come")
 
 
@@ -663,17 +684,14 @@ def test_fault_063_064_a_stopped_run_saves_says_how_to_go_on_and_does(
     newest = folder.checkpoints()[0]
     assert newest.name == f"checkpoint-{folder.step}"
     assert fault(newest) is None
-    resume_command = f"finetune resume {folder.path}"
-    assert resume_command in (tmp_path / "said").read_text()
-    assert [event.resume for event in folder.replay() if isinstance(event, Failed)] == [resume_command]
+    assert f"finetune resume {folder.path}" in (tmp_path / "said").read_text()
+    assert [event.resume for event in folder.replay() if isinstance(event, Failed)] == ["finetune resume run"]
     nursery.start("resume", str(folder.path), output=tmp_path / "said")
     assert nursery.end() == 0
-    reference = whole_process("lora")
-    now = story(folder)
-    assert {**now, "checkpoints": None} == {**reference, "checkpoints": None}
+    assert story(folder) == whole_process("lora")
 
 
-def test_fault_007_errors_have_their_exit_codes(nursery: Nursery, broken_off: Any, tmp_path: Path) -> None:
+def test_a_busy_run_exits_with_7_in_the_terminal(nursery: Nursery, broken_off: Any, tmp_path: Path) -> None:
     folder = broken_off(tmp_path)
     with folder.locked():
         nursery.start("resume", str(folder.path), output=tmp_path / "busy")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments, default_data_collator
 
@@ -24,7 +25,7 @@ from llm_finetune_kit.models.locate import Located
 from llm_finetune_kit.training import step
 from llm_finetune_kit.training.checkpoint import Progress, restore_weights, save_weights
 from llm_finetune_kit.training.loop import Schedule, fit
-from llm_finetune_kit.training.optimizer import make_optimizer
+from llm_finetune_kit.training.optimizer import learning_rates, make_optimizer
 from llm_finetune_kit.training.step import HeadLoss, Objective, accumulate, mean_loss
 
 IGNORED = -100  # the label that torch's cross entropy skips
@@ -98,6 +99,12 @@ def tiny(family: str) -> Any:
     return model
 
 
+def loaded(family: str, folder: Path, dtype: str = "float32") -> Any:
+    """The same model as a run gets it: from its files, with all that `load_base` does to it."""
+    _built(family).save_pretrained(folder)
+    return load_base(Located(family, folder), dtype)
+
+
 def rows(lengths: tuple[int, ...] = LENGTHS, prompts: tuple[int, ...] = PROMPTS, seed: int = 0) -> Tokens:
     """Random rows; of each the tokens after its prompt are learned."""
     random = np.random.default_rng(seed)
@@ -166,10 +173,10 @@ WAYS: dict[str, Callable[[Tokens], list[Pass]]] = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_passes_are_mechanics_and_never_change_the_gradient(family: str) -> None:
+def test_passes_are_mechanics_and_never_change_the_gradient(family: str, tmp_path: Path) -> None:
     tokens = rows()
     loss, reference = textbook(family, tokens)
-    objective = Objective(tiny(family), torch.float32)
+    objective = Objective(loaded(family, tmp_path), torch.float32)
     assert objective.plain_head
     assert objective.packs
     for way, arranged in WAYS.items():
@@ -179,10 +186,10 @@ def test_passes_are_mechanics_and_never_change_the_gradient(family: str) -> None
 
 
 @pytest.mark.parametrize("family", SCALED_HEADS)
-def test_a_head_that_is_more_than_a_linear_layer_is_computed_by_its_model(family: str) -> None:
+def test_a_head_that_is_more_than_a_linear_layer_is_computed_by_its_model(family: str, tmp_path: Path) -> None:
     tokens = rows()
     loss, reference = textbook(family, tokens)
-    objective = Objective(tiny(family), torch.float32)
+    objective = Objective(loaded(family, tmp_path), torch.float32)
     assert not objective.plain_head
     for way, arranged in WAYS.items():
         ours, grad = in_passes(objective, arranged(tokens))
@@ -194,8 +201,7 @@ def test_a_head_that_is_more_than_a_linear_layer_is_computed_by_its_model(family
 def test_a_model_that_would_mix_packed_documents_computes_each_alone(family: str, tmp_path: Path) -> None:
     tokens = rows()
     loss, reference = textbook(family, tokens)
-    _built(family).save_pretrained(tmp_path)
-    objective = Objective(load_base(Located(family, tmp_path), "float32"), torch.float32)
+    objective = Objective(loaded(family, tmp_path), torch.float32)
     assert not objective.packs
     for way, arranged in WAYS.items():
         ours, grad = in_passes(objective, arranged(tokens))
@@ -352,6 +358,30 @@ def test_our_loop_walks_the_path_of_trainer(family: str, tmp_path: Path) -> None
     assert heard[0].target_tokens == tokens.targets[order[:EXAMPLES]].sum()
 
 
+def test_matrices_decay_and_vectors_do_not() -> None:
+    matrix, vector = (torch.nn.Parameter(torch.ones(shape)) for shape in ((3, 3), (3,)))
+    optimizer = make_optimizer([matrix, vector], weight_decay=0.5)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    matrix.grad, vector.grad = torch.zeros_like(matrix), torch.zeros_like(vector)
+    optimizer.step()
+    assert torch.allclose(matrix, torch.full((3, 3), 1 - 0.1 * 0.5))
+    assert torch.equal(vector, torch.ones(3))
+
+
+@pytest.mark.parametrize(("schedule", "middle", "last"), [("cosine", 0.5, 0.01), ("linear", 0.5, 0.05), ("constant", 1.0, 1.0)])
+def test_the_learning_rate_rises_to_its_peak_and_falls_by_the_schedule(schedule: str, middle: float, last: float) -> None:
+    rates = learning_rates(schedule, 50, 2.0, 10)
+    assert len(rates) == 50
+    assert rates[:10] == pytest.approx([0.2 * step for step in range(1, 11)])
+    assert max(rates) == rates[9] == rates[10] == 2.0
+    assert rates[30] == pytest.approx(2.0 * middle)
+    assert 0 < rates[-1] <= 2.0 * last
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert learning_rates(schedule, 1, 2.0, 0) == [2.0]
+    assert learning_rates(schedule, 3, 3.0, 3) == pytest.approx([1.0, 2.0, 3.0])
+
+
 # --- precision and memory ----------------------------------------------------------------------------------
 
 
@@ -368,9 +398,16 @@ def test_bfloat16_stays_within_a_percent(family: str) -> None:
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text"])
 def test_recomputing_activations_changes_no_gradient(family: str) -> None:
     tokens, model = rows(), tiny(family)
-    loss, reference = in_passes(Objective(model, torch.float32), make_passes(tokens, range(8), 90))
+    passes, computed = make_passes(tokens, range(8), 90), []
+    objective = Objective(model, torch.float32)
+    next(module for module in model.modules() if "MLP" in type(module).__name__).register_forward_pre_hook(
+        lambda *_: computed.append(1)
+    )
+    loss, reference = in_passes(objective, passes)
+    assert len(computed) == len(passes)
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    again, grad = in_passes(Objective(model, torch.float32), make_passes(tokens, range(8), 90))
+    again, grad = in_passes(objective, passes)
+    assert len(computed) == 3 * len(passes)  # now each is computed twice
     assert again == loss
     assert torch.equal(grad, reference)
 
@@ -388,17 +425,66 @@ def test_recomputing_works_under_lora_with_dropout() -> None:
     assert torch.equal(*grads)
 
 
-# --- training trains ---------------------------------------------------------------------------------------
+# --- LoRA --------------------------------------------------------------------------------------------------
 
 TARGETS = {
-    "gpt2": ["c_attn", "c_proj", "c_fc"],
+    "gpt2": ["c_attn", "c_proj", "c_fc"],  # not nn.Linear, and with biases
     "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "qwen2": ["q_proj", "v_proj", "down_proj"],  # some layers with biases, some layers left alone
 }
 
 
 def with_lora(model: Any, *, dropout: float = 0.0) -> Any:
+    """With an adapter whose second matrices are not 0, as they are at birth."""
     targets = TARGETS[model.config.model_type]
-    return add_lora(model, r=4, alpha=8, dropout=dropout, targets=targets, base_name="base", seed=1)
+    model = add_lora(model, r=4, alpha=8, dropout=dropout, targets=targets, base_name="base", seed=1)
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    return model
+
+
+def by_peft(model: Any) -> Any:
+    """The same adapter in PEFT's own layers."""
+    targets = TARGETS[model.config.model_type]
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules=targets, fan_in_fan_out=model.config.model_type == "gpt2")
+    return get_peft_model(model, settings)
+
+
+@pytest.mark.parametrize("family", TARGETS)
+def test_lora_is_what_peft_computes(family: str) -> None:
+    tokens, ours, theirs = rows(), with_lora(tiny(family)), by_peft(copy.deepcopy(_built(family)))
+    theirs.load_state_dict(ours.state_dict())
+    loss = plain_loss(theirs.train(), tokens)
+    loss.backward()
+    objective = Objective(ours, torch.float32)
+    for way, arranged in WAYS.items():
+        found, grad = in_passes(objective, arranged(tokens))
+        assert found == pytest.approx(loss.item(), rel=1e-6), way
+        assert apart(grad, gradient(theirs)) < 1e-5, way
+    half = with_lora(tiny(family).bfloat16())
+    found, grad = in_passes(Objective(half, torch.bfloat16), make_passes(tokens, range(8), 90))
+    assert found == pytest.approx(loss.item(), rel=1e-2)
+    assert apart(grad, gradient(theirs)) < 5e-2
+
+
+@pytest.mark.parametrize("family", TARGETS)
+def test_an_adapter_that_is_switched_off_leaves_the_base(family: str) -> None:
+    model = with_lora(tiny(family)).eval()
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        base, tuned = _built(family).eval()(input_ids=ids).logits, model(input_ids=ids).logits
+        with model.disable_adapter():
+            off = model(input_ids=ids).logits
+        merged = model.merge_and_unload()(input_ids=ids).logits
+    assert apart(tuned, base) > 1e-2
+    assert apart(off, base) < 1e-6
+    assert apart(merged, tuned) < 1e-5
+
+
+# --- training trains ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", TARGETS)

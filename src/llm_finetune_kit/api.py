@@ -9,7 +9,7 @@ from typing import Any
 
 from llm_finetune_kit.catalog import MODELS
 from llm_finetune_kit.config import ALIASES, DataSection, GenerationSection, RunConfig, knobs
-from llm_finetune_kit.errors import ConfigError, nearest
+from llm_finetune_kit.errors import ConfigError, MachineError, nearest
 from llm_finetune_kit.events import Event, Listen
 from llm_finetune_kit.settings import changed
 
@@ -65,6 +65,7 @@ def load_model(name: str, *, dtype: str | None = None, revision: str | None = No
     dtype = dtype or ("bfloat16" if machine.bfloat16 else "float32")
     chat = load_tokenizer(located.folder)
     model = load_base(located, dtype, machine.device)
+    chat.tokenizer.name_or_path = located.name  # the hub id, not the place of its files: a trainer passes it on
     return model, chat.tokenizer, LoadedModel(name, located.folder, dtype, model.num_parameters())
 
 
@@ -113,9 +114,10 @@ class QuickTrainer:
     >>> trainer.train()  # doctest: +SKIP
     """
 
-    def __init__(self, model: str, data: Any, *, listen: Listen | None = None, **settings: Any) -> None:
+    def __init__(self, model: str | Path, data: Any, *, listen: Listen | None = None, **settings: Any) -> None:
         values = {knob_named(name): value for name, value in settings.items()}
-        self.config = changed(RunConfig(), {"model.name": model, "data.train_file": data} | values)
+        data = str(data) if isinstance(data, Path) else data
+        self.config = changed(RunConfig(), {"model.name": str(model), "data.train_file": data} | values)
         self.listen = listen
         self.result: Any = None
 
@@ -156,7 +158,13 @@ class SimpleTrainer:
         final: Path = self.result.folder.final
         if folder is None:
             return final
-        return Path(shutil.copytree(final, folder))
+        try:
+            return Path(shutil.copytree(final, folder))
+        except FileExistsError:
+            fix = "name a folder that does not exist yet"
+            raise MachineError(13, "there is something already", where=str(folder), fix=fix) from None
+        except OSError as error:  # shutil.Error is one too
+            raise MachineError(13, f"cannot be written: {error}", where=str(folder), fix="name another folder") from None
 
 
 def knob_named(name: str) -> str:
@@ -170,7 +178,7 @@ def knob_named(name: str) -> str:
     if len(same) == 1:
         return same[0]
     near = nearest(name, [path.rpartition(".")[2] for path in known])
-    raise ConfigError(2, f"unknown setting {name}", fix=f"did you mean {near[0]}?" if near else "see docs/configuration.md")
+    raise ConfigError(2, f"unknown setting {name}", fix=f"did you mean {near[0]}?" if near else "for example max_steps or lora_r")
 
 
 def _run(config: RunConfig, listen: Listen | None, model: Any) -> Any:

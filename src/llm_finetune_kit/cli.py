@@ -299,7 +299,7 @@ def _resume(asked: argparse.Namespace) -> int:
     from llm_finetune_kit.run import resume
     from llm_finetune_kit.terminal import Terminal
 
-    with Terminal() as terminal:
+    with Terminal(goes_on=True) as terminal:
         resume(folder, terminal, max_steps=asked.max_steps)
     return 0
 
@@ -342,7 +342,17 @@ def _which_model(asked: argparse.Namespace) -> str:
     model = asked.model or asked.model_flag
     if not model:
         raise UsageError(2, "no model is named", fix="for example: finetune generate outputs/final --prompt TEXT")
-    return str(model)
+    return checked_model(model)
+
+
+def checked_model(name: str) -> str:
+    """The name of a model, a run or a folder; one that cannot be is told before torch is imported."""
+    from llm_finetune_kit.folder import find_result
+    from llm_finetune_kit.models.locate import check_name
+
+    if not find_result(name).is_dir():
+        check_name(name)
+    return name
 
 
 def _generate(asked: argparse.Namespace) -> int:

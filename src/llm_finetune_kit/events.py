@@ -33,7 +33,7 @@ class Planned(Event):
 
 @dataclass(frozen=True)
 class Resumed(Event):
-    """Training goes on after `step`; whatever was said about later steps is void."""
+    """Training goes on after `step`, or begins again (step 0, no checkpoint); what was said after that save is void."""
 
     step: int
     checkpoint: str

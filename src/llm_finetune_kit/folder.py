@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetune_kit.errors import BusyError, MachineError, UsageError, nearest
-from llm_finetune_kit.events import Event, Resumed, Stepped, from_record, to_record
+from llm_finetune_kit.events import Event, Finished, Resumed, Saved, Stepped, from_record, to_record
 
 MANIFEST = "manifest.json"
 EVENTS = "events.jsonl"
@@ -161,13 +161,33 @@ class RunFolder:
         handle.truncate(0)
         handle.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         handle.flush()
-        self._log = open(self.path / EVENTS, "a", encoding="utf-8")
+        self._clear_drafts()
+        self._log = open(self.path / EVENTS, "a+", encoding="utf-8")
+        self._end_torn_line()
         try:
             yield
         finally:
             self._log.close()
             self._log = None
             handle.close()
+
+    def _clear_drafts(self) -> None:
+        """Remove what a process that died was writing; what it was replacing goes back to its place."""
+        for path in self.path.glob(".trash-*"):
+            kept = path.with_name(path.name.removeprefix(".trash-").rpartition("-")[0])
+            if not kept.exists():
+                os.replace(path, kept)
+        for path in [*self.path.glob(".tmp-*"), *self.path.glob(".trash-*")]:
+            shutil.rmtree(path, ignore_errors=True)
+        for path in self.path.glob(".*.part"):
+            path.unlink(missing_ok=True)
+
+    def _end_torn_line(self) -> None:
+        """A process that died may have left half a line, which must not spoil the next one."""
+        if self._log.tell() > 0:
+            self._log.seek(self._log.tell() - 1)
+            if self._log.read() != "\n":
+                self._log.write("\n")
 
     def record(self, event: Event) -> None:
         """Append an event to the log. A full disk costs the line, never the run."""
@@ -192,7 +212,7 @@ class RunFolder:
             except ValueError:
                 continue
             if isinstance(event, Resumed):
-                told = [earlier for earlier in told if getattr(earlier, "step", 0) <= event.step or isinstance(earlier, Resumed)]
+                told = _still_valid(told, event)
             if event is not None:
                 told.append(event)
         return told
@@ -213,7 +233,21 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        return (self.final / MANIFEST).is_file()
+        """Whether the run reached its end, and did not go on to a later one since."""
+        ends = [event for event in self.replay() if isinstance(event, (Finished, Resumed, Stepped))]
+        return (self.final / MANIFEST).is_file() and bool(ends) and isinstance(ends[-1], Finished)
+
+
+def _still_valid(told: list[Event], resumed: Resumed) -> list[Event]:
+    """What was told of steps before the checkpoint was saved, and all that is not about steps."""
+    saved = [place for place, event in enumerate(told) if isinstance(event, Saved) and event.folder == resumed.checkpoint]
+    last = saved[-1] if saved else len(told)
+    return [
+        event
+        for place, event in enumerate(told)
+        if isinstance(event, Resumed)
+        or getattr(event, "step", -1) <= (resumed.step if resumed.checkpoint and place <= last else -1)
+    ]
 
 
 def runs(output_dir: Path) -> list[RunFolder]:

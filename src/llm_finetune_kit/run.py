@@ -7,6 +7,7 @@ import logging
 import platform
 import random
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,12 +94,11 @@ def resume(folder: RunFolder, listen: Listen = ignore, *, max_steps: int | None 
     """
     resolved = read_json(folder.path / RESOLVED)
     config = RunConfig.model_validate(resolved["config"]).with_values(_stored_rows(folder))
+    if folder.finished and (max_steps is None or max_steps <= folder.step):
+        fix = f"to train longer: finetune resume RUN --max-steps N, with N above {folder.step}"
+        raise UsageError(4, "the run is finished", where=str(folder.path), fix=fix)
     if max_steps is not None:
         config = changed(config, {"training.max_steps": max_steps})
-    elif folder.finished:
-        raise UsageError(
-            4, "the run is finished", where=str(folder.path), fix="to train longer: finetune resume RUN --max-steps N"
-        )
     with folder.locked():
         material = prepare_run(config, listen)
         for name, was in resolved["data_fingerprints"].items():
@@ -111,6 +111,9 @@ def resume(folder: RunFolder, listen: Listen = ignore, *, max_steps: int | None 
                     why=f"its SHA-256 was {was[:12]}… and is {now[:12]}…",
                     fix="put the old file back, or start a new run",
                 )
+        if max_steps is not None:  # where it is to end now, for a resume after this one
+            resolved["config"]["training"]["max_steps"] = max_steps
+            write_json(folder.path / RESOLVED, resolved)
         return _train(folder, material, listen)
 
 
@@ -255,17 +258,27 @@ def _train(folder: RunFolder, material: Material, listen: Listen, loaded: Any = 
             _write_evidence(folder, log)
 
 
+class _Portable(logging.Formatter):
+    """Log lines without the places of this machine: a run folder may be handed on."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        for place in (Path(sys.prefix), Path(__file__).parents[1], Path.cwd(), Path.home()):
+            text = text.replace(f"{place}/", "")
+        return text
+
+
 @contextmanager
 def _debug_log(folder: RunFolder) -> Iterator[logging.Logger]:
     """Warnings of all libraries and tracebacks go to debug.log while a run works."""
     handler = logging.FileHandler(folder.path / "debug.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Portable("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     log = logging.getLogger("llm_finetune_kit")
     loggers = [log, logging.getLogger("transformers"), logging.getLogger("py.warnings")]
     logging.captureWarnings(True)
     for one in loggers:
         one.addHandler(handler)
-    log.warning("started: %s", versions())
+    handler.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, "started: %s", (versions(),), None))
     try:
         yield log
     finally:
@@ -290,6 +303,8 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, loaded
         raise ModelError(23, "no sound checkpoint is left", where=str(folder.path), fix="start a new run with its config.yaml")
     prompts = _prompts(material)
     if good is None:
+        if any(hasattr(event, "step") for event in folder.replay()):
+            say(Resumed(0, ""))
         progress = checkpoint.Progress()
         if material.held_out is not None:
             evaluate(objective, material.held_out, schedule, progress, say)
@@ -298,6 +313,8 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, loaded
         _sample(objective, material, prompts, 0, say)
     else:
         progress = checkpoint.restore(objective.model, optimizer, good)
+        if folder.finished:  # and is to be longer
+            progress.stale_evaluations = 0
         say(Resumed(progress.step, good.name))
 
     def save(now: checkpoint.Progress) -> None:
@@ -313,10 +330,13 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, loaded
         )
     step = progress.step
     if progress.best_step is not None and progress.best_step != step:
-        best = folder.path / f"checkpoint-{progress.best_step}"
-        checkpoint.restore_weights(objective.model, best)
-        say(Stage("best", f"the weights of step {progress.best_step} had the lowest held-out loss"))
-        step = progress.best_step
+        best, damage = checkpoint.newest_good([folder.path / f"checkpoint-{progress.best_step}"])
+        if best is None:
+            say(Warned(f"the weights of the last step are kept, as the best ones cannot be used: {damage[0]}"))
+        else:
+            checkpoint.restore_weights(objective.model, best)
+            say(Stage("best", f"the weights of step {progress.best_step} had the lowest held-out loss"))
+            step = progress.best_step
     _sample(objective, material, prompts, step, say)
     _save_final(folder, material, objective.model, step, say)
     summary = _summary(folder, progress, step)
@@ -436,7 +456,7 @@ def _save_checkpoint(folder: RunFolder, material: Material, model: Any, optimize
 
     size = commit(target, write, _facts(material, progress.step))
     say(Saved(progress.step, target.name, size, time.perf_counter() - started))
-    _rotate(folder, material.plan.config.training.save_total_limit, progress.best_step)
+    _rotate(folder, material.plan.config.training.save_total_limit, progress.step, progress.best_step)
 
 
 def _facts(material: Material, step: int) -> dict[str, Any]:
@@ -444,13 +464,17 @@ def _facts(material: Material, step: int) -> dict[str, Any]:
     return {"step": step, "base_model": material.located.name, "data_fingerprints": fingerprints, "versions": versions()}
 
 
-def _rotate(folder: RunFolder, keep: int, best_step: int | None) -> None:
-    """Remove the oldest checkpoints beyond `keep`, never the newest and never the best."""
+def _rotate(folder: RunFolder, keep: int, step: int, best_step: int | None) -> None:
+    """Remove the oldest checkpoints beyond `keep`, never that of `step` and never the best.
+
+    Checkpoints of later steps were passed over when the run went on: they are damaged and go first.
+    """
     import shutil
 
     folders = folder.checkpoints()
-    spare = [path for path in folders[1:] if path.name != f"checkpoint-{best_step}"]
-    for path in spare[::-1][: max(0, len(folders) - keep)]:
+    this = folders.index(folder.path / f"checkpoint-{step}")
+    spare = [path for path in folders[this + 1 :] if path.name != f"checkpoint-{best_step}"]
+    for path in folders[:this] + spare[::-1][: max(0, len(folders) - this - keep)]:
         (path / MANIFEST).unlink(missing_ok=True)  # a half removed folder must not look whole
         shutil.rmtree(path, ignore_errors=True)
 

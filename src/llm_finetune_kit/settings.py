@@ -18,6 +18,8 @@ from llm_finetune_kit.plain_yaml import read_value, read_yaml
 
 MOST_BYTES = 200_000  # a config file larger than this is a mistake or an attack
 COMMAND_LINE = "command line"
+KNOBS = knobs()
+SECTIONS = {path[:end] for path in KNOBS for end, letter in enumerate(path) if letter == "."}
 
 
 @dataclass
@@ -32,10 +34,10 @@ class _Draft:
     def put(self, path: str, value: Any, place: str) -> None:
         """Take a value from `place`; a later place wins, the same place must not say two things."""
         knob = ALIASES.get(path, path)
-        if knob in _sections():
+        if knob in SECTIONS:
             self.faults.append(ConfigError(3, f"{knob} is a section", where=place, fix=f"name a setting of it: {_members(knob)}"))
             return
-        if knob not in knobs():
+        if knob not in KNOBS:
             self.faults.append(ConfigError(2, f"unknown setting {path}", where=place, fix=_did_you_mean(path)))
             return
         if knob != path:
@@ -72,7 +74,7 @@ def load_config(
 
 def changed(config: RunConfig, values: dict[str, Any]) -> RunConfig:
     """A copy with some knobs set; unlike `RunConfig.with_values` it raises ConfigError for values that cannot be."""
-    draft = _Draft(values={path: _get(config.model_dump(), path) for path in knobs()})
+    draft = _Draft(values={path: _get(config.model_dump(), path) for path in KNOBS})
     for name, value in values.items():
         draft.put(name, value, "")
     return _finish(draft)
@@ -112,21 +114,17 @@ def _missing(path: Path) -> ConfigError:
     known = [other.name for other in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
     near = nearest(path.name, known)
     fix = f"did you mean {path.parent / near[0]}?" if near else "check the path; configs/ holds examples"
-    if path.name in knobs() or path.name in ALIASES:
+    if path.name in KNOBS or path.name in ALIASES:
         fix = f"to set a knob write {path.name}=VALUE"
     return ConfigError(1, "no such config file", where=str(path), fix=fix)
 
 
-def _sections() -> set[str]:
-    return {path[:end] for path in knobs() for end, letter in enumerate(path) if letter == "."}
-
-
 def _members(section: str) -> str:
-    return ", ".join(knob.rpartition(".")[2] for knob in knobs() if knob.rpartition(".")[0] == section)
+    return ", ".join(knob.rpartition(".")[2] for knob in KNOBS if knob.rpartition(".")[0] == section)
 
 
 def _take_file(draft: _Draft, tree: dict[str, Any], lines: dict[str, int], name: str, prefix: str = "") -> None:
-    sections = _sections()
+    sections = SECTIONS
     for key, value in tree.items():
         path = f"{prefix}{key}"
         place = f"{name} line {lines[path]}" if path in lines else name
@@ -157,7 +155,7 @@ def _take_override(draft: _Draft, text: str) -> None:
 
 def _typed(raw: str, knob: str) -> Any:
     """The value that a word of the command line stands for. Text is taken as it is: `--data "[1] #2.json"` is a file."""
-    kinds = _kinds(knobs()[knob].annotation) if knob in knobs() else ()
+    kinds = _kinds(KNOBS[knob].annotation) if knob in KNOBS else ()
     if str not in kinds or raw.strip() in ("null", "~", "") or raw[:1] in "'\"":
         return read_value(raw, COMMAND_LINE)
     if any((ord(letter) < 32 and letter not in "\n\t") or 0xD800 <= ord(letter) < 0xE000 for letter in raw):
@@ -186,18 +184,17 @@ def _finish(draft: _Draft) -> RunConfig:
 
 def _wrong_values(error: ValidationError, draft: _Draft) -> list[ConfigError]:
     """One fault per knob: pydantic reports each branch of a union and each entry of a list."""
-    known = knobs()
     kinds: dict[str, str] = {}
     for detail in error.errors(include_url=False, include_input=False, include_context=False):
         path = ".".join(str(part) for part in detail["loc"])
-        while path not in known and "." in path:
+        while path not in KNOBS and "." in path:
             path = path.rpartition(".")[0]
         kinds.setdefault(path, detail["type"])
     return [_wrong_value(path, draft.values[path], kind, draft.places.get(path, "")) for path, kind in kinds.items()]
 
 
 def _wrong_value(path: str, value: Any, kind: str, place: str) -> ConfigError:
-    knob = knobs()[path]
+    knob = KNOBS[path]
     number = 3 if kind.endswith(("_type", "_parsing", "literal_error", "_from_float", "value_error")) else 4
     fix = f"correct or remove it; it means: {knob.description}"
     if str in _kinds(knob.annotation) and isinstance(value, (int, float)):
@@ -220,7 +217,7 @@ def _one_of(faults: list[ConfigError]) -> ConfigError:
 
 def expected(path: str) -> str:
     """What a knob takes, in words: `a whole number of at least 1`."""
-    knob = knobs()[path]
+    knob = KNOBS[path]
     limits = _limits(knob.metadata)
     words = []
     for kind in _kinds(knob.annotation):
@@ -263,22 +260,22 @@ def _shown(value: Any) -> str:
 
 def _did_you_mean(path: str) -> str:
     """The knob or section that was most likely meant: first by its name in the same section, then anywhere."""
-    known = list(knobs())
+    known = list(KNOBS)
     section, _, name = path.rpartition(".")
     by_name = {knob.rpartition(".")[2]: knob for knob in reversed(known)}
     near = [by_name[name]] if name in by_name else []
-    if section in _sections():
+    if section in SECTIONS:
         near = near or [f"{section}.{word}" for word in nearest(name, _members(section).split(", "))]
     else:
         near = near or nearest(path, known if section else _tops())
     near = near or [by_name[word] for word in nearest(name, set(by_name))]
     if near:
         return f"did you mean {near[0]}?"
-    return f"settings of {section}: {_members(section)}" if section in _sections() else f"sections: {', '.join(_tops())}"
+    return f"settings of {section}: {_members(section)}" if section in SECTIONS else f"sections: {', '.join(_tops())}"
 
 
 def _tops() -> list[str]:
-    return sorted({knob.partition(".")[0] for knob in knobs()})
+    return sorted({knob.partition(".")[0] for knob in KNOBS})
 
 
 def _get(tree: dict[str, Any], path: str) -> Any:

@@ -6,6 +6,7 @@ Plans and results go to stdout, progress to stderr. A terminal that goes away ne
 from __future__ import annotations
 
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from llm_finetune_kit.report import words
 
 MOST_LINES, MOST_LETTERS = 8, 500  # of one sample answer; the report holds all of it
 WIDE = 120
-STAGES = {"data": "reading", "model": "loading", "best": "keeping", "run": "run folder"}
+STAGES = {"data": "reading", "model": "loading", "best": "going back:", "run": "run folder"}
 
 
 def show(*things: Any, style: str | None = None) -> None:
@@ -31,7 +32,7 @@ def show(*things: Any, style: str | None = None) -> None:
     console = Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False)
     with console.capture() as captured:
         console.print(*things, style=style)
-    print(captured.get(), end="", flush=True)
+    print(re.sub(r" +$", "", captured.get(), flags=re.MULTILINE), end="", flush=True)
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
@@ -75,10 +76,13 @@ def drop_closed_streams() -> None:
 class Terminal:
     """Listens to a run. On a terminal it draws a bar; anywhere else it writes plain lines."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, goes_on: bool = False) -> None:
+        """`goes_on` says that all was decided, and shown, when the run began."""
+        self.goes_on = goes_on
         self.live = bool(sys.stderr and sys.stderr.isatty())
         self.bar: Any = None
         self.plan: dict[str, Any] = {}
+        self.every = 1
         self.step = 0
         self.samples: dict[str, list[said.Sampled]] = {}
         self.folder = ""
@@ -128,7 +132,9 @@ class Terminal:
 
     def _planned(self, event: said.Planned) -> None:
         self.plan = plan = event.plan
-        pairs = [(choice["knob"], words.value(choice["value"]), choice["reason"]) for choice in plan["choices"]]
+        self.every = plan["config"]["training"]["logging_steps"]
+        choices = [] if self.goes_on else plan["choices"]
+        pairs = [(choice["knob"], words.value(choice["value"]), choice["reason"]) for choice in choices]
         parts = sorted(plan["memory"].items(), key=lambda part: -part[1])
         memory = ", ".join(f"{name} {words.size(size)}" for name, size in parts if size >= 1e6)
         work = f"{plan['steps']:,} steps of {plan['examples_per_step']} examples"
@@ -142,17 +148,16 @@ class Terminal:
 
     def _resumed(self, event: said.Resumed) -> None:
         self.step = event.step
-        self.line(f"going on after step {event.step} from {event.checkpoint}")
+        self.line(f"going on after step {event.step} from {event.checkpoint}" if event.checkpoint else "beginning again")
 
     def _stepped(self, event: said.Stepped) -> None:
         self.step = event.step
         speed = event.tokens / max(event.seconds, 1e-9)
-        every = self.plan.get("config", {}).get("training", {}).get("logging_steps", 1)
         if self.live:
             self._open_bar()
             self.bar.set_postfix_str(f"loss {event.loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
             self.bar.update(event.step - self.bar.n)
-        elif event.step % every == 0 or event.step == event.total_steps:
+        elif event.step % self.every == 0 or event.step == event.total_steps:
             self.line(
                 f"step {event.step}/{event.total_steps}  epoch {event.epoch:.2f}  loss {event.loss:.4f}  "
                 f"lr {event.learning_rate:.2e}  grad norm {event.gradient_norm:.3f}  {speed:,.0f} tokens/s"
@@ -205,7 +210,7 @@ class Terminal:
 
     def _failed(self, event: said.Failed) -> None:
         self._shut_bar()
-        if event.resume and event.resume not in event.fix:
+        if event.resume and not event.code.startswith("STOP"):  # whose fix says it already
             self.line(f"what was learned is saved: {event.resume}")
 
     def _where_it_is(self) -> None:

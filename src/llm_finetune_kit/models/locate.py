@@ -67,7 +67,7 @@ def check_name(name: str) -> str:
             where="model.name",
             fix=f"{hint}`finetune models` lists short names; a hub id has the form owner/name",
         )
-    if not HUB_ID.fullmatch(name) or ".." in name or "--" in name:
+    if not HUB_ID.fullmatch(name) or len(name) > 96 or ".." in name or "--" in name:  # the hub's own rules
         fix = "a hub id has the form owner/name, of letters, digits, dots and dashes"
         raise ModelError(1, f"no model can be called {name}", where="model.name", fix=fix)
     return name
@@ -78,6 +78,7 @@ def locate(name: str, *, revision: str | None = None, cache_dir: str | None = No
 
     Raises ModelError for a name that cannot be and MachineError where the hub cannot be reached.
     """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when the hub's client is imported
     target = check_name(name)
     if target == DEMO:
         return Located(DEMO, _checked_folder(demo_folder()))

@@ -62,7 +62,7 @@ def in_words(event: Event) -> str:
             peak = words.size(plan.get("peak_memory", 0))
             return f"planned {plan.get('steps')} steps on {plan.get('device')}, peak memory about {peak}"
         case Resumed(step, checkpoint):
-            return f"resumed after step {step} from {checkpoint}"
+            return f"resumed after step {step} from {checkpoint or 'the start'}"
         case Stepped():
             speed = event.tokens / max(event.seconds, 1e-9)
             moved = f"learning rate {event.learning_rate:.2e}, gradient norm {event.gradient_norm:.3f}"

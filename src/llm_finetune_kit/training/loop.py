@@ -56,6 +56,8 @@ def fit(
     Raises TrainingError before the optimizer moves if the loss or a gradient is not finite.
     """
     while progress.step < schedule.steps:
+        if schedule.patience is not None and progress.stale_evaluations >= schedule.patience:
+            return "no improvement"
         if progress.step % RELEASE_EVERY == 0 and objective.device.type == "cpu":
             release_memory()
         _one_step(objective, optimizer, train, schedule, progress, listen)
@@ -67,8 +69,6 @@ def fit(
             save(progress)
         if stopping and progress.step < schedule.steps:
             return "asked to stop"
-        if schedule.patience is not None and progress.stale_evaluations >= schedule.patience:
-            return "no improvement"
     return "all steps done"
 
 
