@@ -130,26 +130,28 @@ def test_the_wall_of_these_tests_does_stop_torch(tmp_path: Path) -> None:
         assert start([sys.executable, "-c", f"import {package}"], tmp_path, light=True).code == 99
 
 
-@pytest.mark.parametrize(
-    ("rows", "number", "reason"),
-    [
-        ([*ROWS, {"prompt": "Why? " * 60, "response": "Because."}], "035", "1 of 6 examples have no token to learn"),
-        ([{"prompt": "Why? " * 60, "response": "Because."}] * 6, "03", "max_length 48"),
-    ],
-    ids=["a prompt longer than max_length", "every label masked"],
-)
-def test_fault_022_answers_that_are_cut_off_stop_the_run(
-    rows: list[object], number: str, reason: str, tmp_path: Path, stories: Path
-) -> None:
-    """The tokenizer is needed, and loading it loads torch: about 4 s of work where torch takes 1.5 s."""
-    (tmp_path / "long.jsonl").write_text(jsonl(rows))
-    done = finetune(tmp_path, "--model", str(stories), "--data", "long.jsonl", "--max-length", "48", "data.validation_split=0.2")
-    assert done.code == 3
+def test_fault_022_a_prompt_longer_than_max_length_stops_the_run(tmp_path: Path, stories: Path) -> None:
+    """The tokenizer is needed, and loading it loads torch: 4 s of work, most of it imports of transformers."""
+    (tmp_path / "long.jsonl").write_text(jsonl([*ROWS, {"prompt": "Why? " * 60, "response": "Because."}]))
+    words = ["--model", str(stories), "--data", "long.jsonl", "--max-length", "48", "data.validation_split=0.2"]
+    done = finetune(tmp_path, *words)
+    assert done.code == 3 and "Traceback" not in done.err
     assert done.work <= 6
-    assert f"error[DATA-{number}" in done.err and "long.jsonl" in done.err
-    assert reason in done.err
-    assert "fix:  raise model.max_length" in done.err
-    assert "Traceback" not in done.err
+    assert "error[DATA-035] long.jsonl: 1 of 6 examples have no token to learn (rows 7)" in done.err
+    assert "their prompts alone reach max_length 48" in done.err
+    assert "fix:  raise model.max_length above 48, or train without them: data.on_bad_rows=drop" in done.err
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_fault_022_a_run_that_would_learn_nothing_does_not_start(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, stories: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "long.jsonl").write_text(jsonl([{"prompt": "Why? " * 60, "response": "Because."}] * 6))
+    code, _, err = answer(capsys, "--model", str(stories), "--data", "long.jsonl", "--max-length", "48")
+    assert code == 3
+    assert "error[DATA-034] long.jsonl: 100% of what is to be learned lies beyond max_length 48" in err
+    assert "fix:  raise model.max_length (the longest example has " in err
     assert not (tmp_path / "outputs").exists()
 
 

@@ -20,7 +20,7 @@ DEMO = "demo"  # lives in the package: needs no network
 
 # Parameters and licences as their model cards and config files state them.
 MODELS: dict[str, KnownModel] = {
-    DEMO: KnownModel("", 4_494_592, "CC BY-SA 4.0", note="small model inside the package, for a first try"),
+    DEMO: KnownModel("", 4_492_032, "CC BY-SA 4.0", note="small model inside the package, for a first try"),
     "smollm2-135m": KnownModel("HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008, "Apache-2.0"),
     "smollm2-360m": KnownModel("HuggingFaceTB/SmolLM2-360M-Instruct", 361_821_120, "Apache-2.0"),
     "gpt2": KnownModel("openai-community/gpt2", 124_439_808, "MIT"),

@@ -296,6 +296,9 @@ def _resume(asked: argparse.Namespace) -> int:
     from llm_finetune_kit.folder import find_run
 
     folder = find_run(asked.run, Path(asked.output_dir))
+    if folder.finished and (asked.max_steps or 0) <= folder.step:
+        print(f"{folder.path} is finished at step {folder.step}; to train longer, name more: --max-steps N")
+        return 0
     from llm_finetune_kit.run import resume
     from llm_finetune_kit.terminal import Terminal
 

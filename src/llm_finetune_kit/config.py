@@ -243,9 +243,10 @@ def demo_values() -> dict[str, Any]:
     return {
         "model.name": "demo",
         "data.train_file": "sample:chat",
-        "training.max_steps": 40,
+        "training.max_steps": 24,
         "training.learning_rate": 3e-3,
         "training.batch_size": 8,
         "training.gradient_accumulation_steps": 1,
+        "evaluation.generation.max_new_tokens": 110,
         "output.run_name": "demo",
     }

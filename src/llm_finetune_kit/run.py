@@ -36,7 +36,7 @@ from llm_finetune_kit.events import (
 from llm_finetune_kit.folder import MANIFEST, RunFolder, commit, read_json, write_json, write_whole
 from llm_finetune_kit.models.locate import check_name, locate
 from llm_finetune_kit.plain_yaml import dump_yaml
-from llm_finetune_kit.plan import Plan, make_plan
+from llm_finetune_kit.plan import DataFacts, Plan, make_plan
 from llm_finetune_kit.settings import changed
 
 RESOLVED = "resolved.json"
@@ -92,7 +92,10 @@ def resume(folder: RunFolder, listen: Listen = ignore, *, max_steps: int | None 
 
     Raises UsageError for a run that is finished and DataError if the data changed.
     """
-    resolved = read_json(folder.path / RESOLVED)
+    try:
+        resolved = read_json(folder.path / RESOLVED)
+    except FileNotFoundError:
+        raise UsageError(6, "the run stopped before training began", where=str(folder.path), fix="start it again") from None
     config = RunConfig.model_validate(resolved["config"]).with_values(_stored_rows(folder))
     if folder.finished and (max_steps is None or max_steps <= folder.step):
         fix = f"to train longer: finetune resume RUN --max-steps N, with N above {folder.step}"
@@ -165,25 +168,14 @@ def prepare_run(config: RunConfig, listen: Listen = ignore) -> Material:
     if "held_out" in encoded:
         held_out, origin = encoded["held_out"].tokens, str(config.data.eval_file)
 
-    listen(Stage("plan", str(config.model.name)))
-    from llm_finetune_kit.hardware import this_machine
-    from llm_finetune_kit.models.facts import model_facts
-    from llm_finetune_kit.plan import DataFacts
+    longest = int(max(tokens.lengths.max() for tokens in (train, held_out) if tokens is not None))
+    length = config.model.max_length or longest
+    train, held_out, masks, warnings = _gated(config, chat, train, held_out, length)
 
-    facts = DataFacts(
-        examples=len(train),
-        held_out=len(held_out) if held_out is not None else 0,
-        tokens=len(train.ids),
-        target_tokens=int(train.targets.sum()),
-        longest=int(max(tokens.lengths.max() for tokens in (train, held_out) if tokens is not None)),
-    )
-    machine = this_machine(Path(config.output.output_dir))
-    plan = make_plan(config, machine, model_facts(located.folder, str(config.model.name)), facts)
-    length = int(plan.config.model.max_length or facts.longest)
-    train, masks, warnings = prepare.gate(train, chat, config.data, _data_name(config.data.train_file), length)
-    if held_out is not None:
-        held_out, _, more = prepare.gate(held_out, chat, config.data, "held-out rows", length)
-        warnings += [f"held out: {warning}" for warning in more]
+    listen(Stage("plan", str(config.model.name)))
+    plan, machine = _decided(config, located, train, held_out, longest)
+    if int(plan.config.model.max_length or length) < length:  # the model's own limit
+        train, held_out, masks, warnings = _gated(config, chat, train, held_out, int(plan.config.model.max_length or length))
     report = {name: data.report for name, data in encoded.items()}
     report["masks"] = {
         "examples": masks.examples,
@@ -191,14 +183,39 @@ def prepare_run(config: RunConfig, listen: Listen = ignore) -> Material:
         "target_tokens": masks.target_tokens,
         "held_out_examples": len(held_out) if held_out is not None else 0,
         "held_out_from": origin,
-        "longest": facts.longest,
+        "longest": longest,
         "template": chat.source,
     }
     warnings = [*(warning for data in encoded.values() for warning in data.report["warnings"]), *warnings, *plan.warnings]
-    listen(Planned(plan.to_dict() | {"machine": machine.name}))
+    listen(Planned(plan.to_dict() | {"machine": machine}))
     for warning in warnings:
         listen(Warned(warning))
     return Material(chat, located, train, held_out, report, plan, warnings)
+
+
+def _gated(config: RunConfig, chat: Any, train: Any, held_out: Any, length: int) -> tuple[Any, Any, Any, list[str]]:
+    """Both sets cut to `length` and let through the gate, facts about the training masks, and warnings."""
+    train, masks, warnings = prepare.gate(train, chat, config.data, _data_name(config.data.train_file), length)
+    if held_out is not None:
+        held_out, _, more = prepare.gate(held_out, chat, config.data, "held-out rows", length)
+        warnings += [f"held out: {warning}" for warning in more]
+    return train, held_out, masks, warnings
+
+
+def _decided(config: RunConfig, located: Any, train: Any, held_out: Any, longest: int) -> tuple[Plan, str]:
+    """The plan for this machine, and the machine's name. The first that needs torch."""
+    from llm_finetune_kit.hardware import this_machine
+    from llm_finetune_kit.models.facts import model_facts
+
+    facts = DataFacts(
+        examples=len(train),
+        held_out=len(held_out) if held_out is not None else 0,
+        tokens=len(train.ids),
+        target_tokens=int(train.targets.sum()),
+        longest=longest,
+    )
+    machine = this_machine(Path(config.output.output_dir))
+    return make_plan(config, machine, model_facts(located.folder, str(config.model.name)), facts), machine.name
 
 
 def _data_name(data: Any) -> str:

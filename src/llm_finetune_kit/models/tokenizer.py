@@ -111,10 +111,8 @@ class ChatTokenizer:
 
 def load_tokenizer(folder: Path) -> ChatTokenizer:
     """The tokenizer in a model or adapter folder. Raises ModelError where it is missing or cannot be used."""
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = _loader(folder).from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and others here
         raise ModelError(
             10,
@@ -132,3 +130,18 @@ def load_tokenizer(folder: Path) -> ChatTokenizer:
             12, "the tokenizer has no end-of-text token", where=str(folder), fix="set eos_token in tokenizer_config.json"
         )
     return ChatTokenizer(tokenizer)
+
+
+def _loader(folder: Path) -> Any:
+    """transformers' class for the tokenizer: the general one where it is asked for, since that one needs no torch."""
+    try:
+        asked = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("tokenizer_class")
+    except (OSError, ValueError, AttributeError):
+        asked = None
+    if asked in ("PreTrainedTokenizerFast", "TokenizersBackend"):
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
