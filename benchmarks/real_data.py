@@ -17,7 +17,7 @@ from peft import AutoPeftModelForCausalLM
 
 from llm_finetune_kit import RunConfig, run
 from llm_finetune_kit.events import Evaluated, Event
-from llm_finetune_kit.settings import build
+from llm_finetune_kit.settings import changed
 
 MODELS = ("stories260K-hf", "TinyStories-656K")
 DATA = (
@@ -61,14 +61,16 @@ def one(model: Path, data: Path, steps: int) -> str:
 
 
 def config(model: Path, data: Path, steps: int, folder: str) -> RunConfig:
-    return build(
-        {
-            "model": {"name": str(model), "dtype": "float32"},
-            "data": {"train_file": str(data), "on_bad_rows": "drop"},
-            "training": {"max_steps": steps, "eval_steps": steps},
-            "output": {"output_dir": folder},
-        }
-    )
+    asked = {
+        "model.name": str(model),
+        "model.dtype": "float32",
+        "data.train_file": str(data),
+        "data.on_bad_rows": "drop",
+        "training.max_steps": steps,
+        "training.eval_steps": steps,
+        "output.output_dir": folder,
+    }
+    return changed(RunConfig(), asked)
 
 
 def logits_difference(result: Any) -> float:

@@ -1,6 +1,6 @@
 """Time to read, format, mask and tokenize a data file: the first time, and from the cache.
 
-The clock covers `prepare.read` and `prepare.tokenize`: everything between the file and token arrays. The tokenizer is loaded before.
+The clock covers `prepare.read` and `prepare.tokenize`: all between the file and token arrays, without loading the tokenizer.
 """
 
 from __future__ import annotations

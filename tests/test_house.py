@@ -18,10 +18,10 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # DESIGN.md section 3. A folder's name stands for all its files.
 FLOORS = {
     0: {"errors", "events"},
-    1: {"config", "catalog", "folder", "plain_yaml"},
+    1: {"config", "catalog", "folder", "logs", "plain_yaml"},
     2: {"settings", "plan"},
     3: {"hardware", "models", "data"},
-    4: {"training", "generation", "opening", "evaluation", "report", "export", "serving"},
+    4: {"material", "training", "generation", "opening", "evaluation", "report", "export", "serving"},
     5: {"run"},
     6: {"api", "classic", "cli", "terminal", "ui", "__init__", "__main__"},
 }
@@ -31,6 +31,7 @@ HEAVY = {"torch", "transformers", "peft", "datasets", "matplotlib", "gradio", "b
 LIGHT_UPSTAIRS = [
     *(f"data/{name}.py" for name in ("__init__", "sources", "formats", "masks", "prepare", "cache")),
     *(f"models/{name}.py" for name in ("__init__", "locate")),
+    "material.py",
 ]
 
 

@@ -83,7 +83,7 @@ def figures(folder: Path, build: Path, model: Any) -> dict[str, Any]:
     summaries = [finished(build / "runs" / name) for name in ("pretrain", "finetune")]
     config = model.config
     how = GenerationSection(max_new_tokens=80)
-    samples = [f"> **{prompt}**\n>\n> {generate(str(folder), prompt, how=how)}".replace("\n", "\n> ") for prompt in PROMPTS]
+    samples = [quoted(f"**{prompt}**\n\n{generate(str(folder), prompt, how=how)}") for prompt in PROMPTS]
     return {
         "parameters": model.num_parameters(),
         "steps": summaries[0]["final_step"],
@@ -98,8 +98,13 @@ def figures(folder: Path, build: Path, model: Any) -> dict[str, Any]:
         "bits": held_out["bits_per_byte"],
         "perplexity": held_out["perplexity"],
         "size": total_bytes(folder),
-        "samples": "\n\n".join(sample.replace("> > ", "> ") for sample in samples),
+        "samples": "\n\n".join(samples),
     }
+
+
+def quoted(text: str) -> str:
+    """The text as a Markdown quotation."""
+    return "\n".join(f"> {line}".rstrip() for line in text.split("\n"))
 
 
 def finished(run: Path) -> dict[str, Any]:

@@ -273,7 +273,8 @@ def _train(asked: argparse.Namespace) -> int:
 
 def start(config: RunConfig, *, only_plan: bool = False) -> int:
     """Run a config with progress in the terminal."""
-    from llm_finetune_kit.run import prepare_run, run
+    from llm_finetune_kit.material import prepare_run
+    from llm_finetune_kit.run import run
     from llm_finetune_kit.terminal import Terminal
 
     terminal = Terminal()
@@ -296,7 +297,7 @@ def _resume(asked: argparse.Namespace) -> int:
     from llm_finetune_kit.folder import find_run
 
     folder = find_run(asked.run, Path(asked.output_dir))
-    if folder.finished and (asked.max_steps or 0) <= folder.step:
+    if folder.finished and asked.max_steps is None:
         print(f"{folder.path} is finished at step {folder.step}; to train longer, name more: --max-steps N")
         return 0
     from llm_finetune_kit.run import resume
@@ -308,7 +309,7 @@ def _resume(asked: argparse.Namespace) -> int:
 
 
 def _plan(asked: argparse.Namespace) -> int:
-    from llm_finetune_kit.run import prepare_run
+    from llm_finetune_kit.material import prepare_run
 
     config = asked_config(asked)
     if asked.json:

@@ -5,38 +5,32 @@ from __future__ import annotations
 import json
 import logging
 import platform
-import random
 import signal
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from llm_finetune_kit.config import RunConfig
-from llm_finetune_kit.data import prepare
-from llm_finetune_kit.errors import ConfigError, DataError, Interrupted, KitError, ModelError, TrainingError, UsageError
+from llm_finetune_kit.errors import DataError, Interrupted, KitError, ModelError, TrainingError, UsageError
 from llm_finetune_kit.events import (
     Event,
     Failed,
     Finished,
     Listen,
-    Planned,
     Resumed,
     Sampled,
-    Saved,
     Stage,
     Stepped,
     Warned,
     ignore,
 )
-from llm_finetune_kit.folder import MANIFEST, RunFolder, commit, read_json, write_json, write_whole
-from llm_finetune_kit.models.locate import check_name, locate
+from llm_finetune_kit.folder import RunFolder, read_json, write_json, write_whole
+from llm_finetune_kit.hardware import versions
+from llm_finetune_kit.logs import debug_log
+from llm_finetune_kit.material import Material, prepare_run
 from llm_finetune_kit.plain_yaml import dump_yaml
-from llm_finetune_kit.plan import DataFacts, Plan, make_plan
 from llm_finetune_kit.settings import changed
 
 RESOLVED = "resolved.json"
@@ -52,19 +46,6 @@ class Result:
     model: Any
     chat: Any
     objective: Any
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a run works with: data as tokens, the tokenizer, where the model is, and all that was learned about them."""
-
-    chat: Any
-    located: Any
-    train: Any
-    held_out: Any
-    report: dict[str, Any]
-    plan: Plan
-    warnings: list[str]
 
 
 def run(config: RunConfig, listen: Listen = ignore, *, loaded: Any = None) -> Result:
@@ -139,89 +120,6 @@ def _stored_rows(folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def prepare_run(config: RunConfig, listen: Listen = ignore) -> Material:
-    """All that happens before the weights are loaded: data, tokenizer, masks, gate, facts and plan.
-
-    Cheap failures first: names and files are checked before torch is imported.
-    """
-    if config.model.name is None:
-        raise ConfigError(
-            5, "no model is named", where="model.name", fix="for example --model demo, --model gpt2 or a local folder"
-        )
-    if config.data.train_file is None:
-        raise ConfigError(
-            5, "no training data is named", where="data.train_file", fix="for example --data sample:chat or --data train.jsonl"
-        )
-    check_name(config.model.name)
-    listen(Stage("data", _data_name(config.data.train_file)))
-    read = {"train": prepare.read(config.data.train_file, config.data)}
-    if config.data.eval_file is not None:
-        read["held_out"] = prepare.read(config.data.eval_file, config.data)
-
-    located = locate(config.model.name, revision=config.model.revision, cache_dir=config.model.cache_dir)
-    from llm_finetune_kit.models.tokenizer import load_tokenizer
-
-    chat = load_tokenizer(located.folder)
-    encoded = {name: prepare.tokenize(data, config.data, chat, chat.fingerprint()) for name, data in read.items()}
-    seed = config.training.seed
-    train, held_out, origin = prepare.split(encoded["train"].tokens, config.data, seed, apart="held_out" in encoded)
-    if "held_out" in encoded:
-        held_out, origin = encoded["held_out"].tokens, str(config.data.eval_file)
-
-    longest = int(max(tokens.lengths.max() for tokens in (train, held_out) if tokens is not None))
-    length = config.model.max_length or longest
-    train, held_out, masks, warnings = _gated(config, chat, train, held_out, length)
-
-    listen(Stage("plan", str(config.model.name)))
-    plan, machine = _decided(config, located, train, held_out, longest)
-    if int(plan.config.model.max_length or length) < length:  # the model's own limit
-        train, held_out, masks, warnings = _gated(config, chat, train, held_out, int(plan.config.model.max_length or length))
-    report = {name: data.report for name, data in encoded.items()}
-    report["masks"] = {
-        "examples": masks.examples,
-        "tokens": masks.tokens,
-        "target_tokens": masks.target_tokens,
-        "held_out_examples": len(held_out) if held_out is not None else 0,
-        "held_out_from": origin,
-        "longest": longest,
-        "template": chat.source,
-    }
-    warnings = [*(warning for data in encoded.values() for warning in data.report["warnings"]), *warnings, *plan.warnings]
-    listen(Planned(plan.to_dict() | {"machine": machine}))
-    for warning in warnings:
-        listen(Warned(warning))
-    return Material(chat, located, train, held_out, report, plan, warnings)
-
-
-def _gated(config: RunConfig, chat: Any, train: Any, held_out: Any, length: int) -> tuple[Any, Any, Any, list[str]]:
-    """Both sets cut to `length` and let through the gate, facts about the training masks, and warnings."""
-    train, masks, warnings = prepare.gate(train, chat, config.data, _data_name(config.data.train_file), length)
-    if held_out is not None:
-        held_out, _, more = prepare.gate(held_out, chat, config.data, "held-out rows", length)
-        warnings += [f"held out: {warning}" for warning in more]
-    return train, held_out, masks, warnings
-
-
-def _decided(config: RunConfig, located: Any, train: Any, held_out: Any, longest: int) -> tuple[Plan, str]:
-    """The plan for this machine, and the machine's name. The first that needs torch."""
-    from llm_finetune_kit.hardware import this_machine
-    from llm_finetune_kit.models.facts import model_facts
-
-    facts = DataFacts(
-        examples=len(train),
-        held_out=len(held_out) if held_out is not None else 0,
-        tokens=len(train.ids),
-        target_tokens=int(train.targets.sum()),
-        longest=longest,
-    )
-    machine = this_machine(Path(config.output.output_dir))
-    return make_plan(config, machine, model_facts(located.folder, str(config.model.name)), facts), machine.name
-
-
-def _data_name(data: Any) -> str:
-    return data if isinstance(data, str) else f"{len(data)} rows"
-
-
 def _write_start(folder: RunFolder, config: RunConfig, material: Material) -> None:
     """What was asked, what was decided and what the data is like."""
     emptied = _keep_rows(folder, config)
@@ -242,24 +140,13 @@ def _write_start(folder: RunFolder, config: RunConfig, material: Material) -> No
     )
 
 
-def versions() -> dict[str, str]:
-    """Python and the packages that decide results."""
-    found = {"python": platform.python_version()}
-    for package in ("llm-finetune-kit", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 def _train(folder: RunFolder, material: Material, listen: Listen, loaded: Any = None) -> Result:
     def say(event: Event) -> None:
         folder.record(event)
         listen(event)
 
     listen(Stage("run", str(folder.path)))  # told, not stored: nothing in a run folder says where the folder is
-    with _debug_log(folder) as log:
+    with debug_log(folder.path, str(versions())) as log:
         try:
             return _train_to_the_end(folder, material, say, loaded)
         except KitError as error:
@@ -275,42 +162,14 @@ def _train(folder: RunFolder, material: Material, listen: Listen, loaded: Any = 
             _write_evidence(folder, log)
 
 
-class _Portable(logging.Formatter):
-    """Log lines without the places of this machine: a run folder may be handed on."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        for place in (Path(sys.prefix), Path(__file__).parents[1], Path.cwd(), Path.home()):
-            text = text.replace(f"{place}/", "")
-        return text
-
-
-@contextmanager
-def _debug_log(folder: RunFolder) -> Iterator[logging.Logger]:
-    """Warnings of all libraries and tracebacks go to debug.log while a run works."""
-    handler = logging.FileHandler(folder.path / "debug.log", encoding="utf-8")
-    handler.setFormatter(_Portable("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    log = logging.getLogger("llm_finetune_kit")
-    loggers = [log, logging.getLogger("transformers"), logging.getLogger("py.warnings")]
-    logging.captureWarnings(True)
-    for one in loggers:
-        one.addHandler(handler)
-    handler.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, "started: %s", (versions(),), None))
-    try:
-        yield log
-    finally:
-        for one in loggers:
-            one.removeHandler(handler)
-        logging.captureWarnings(False)
-        handler.close()
-
-
 def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, loaded: Any) -> Result:
     from llm_finetune_kit.training import checkpoint
+    from llm_finetune_kit.training.assembly import assemble
     from llm_finetune_kit.training.loop import evaluate, fit
+    from llm_finetune_kit.training.saving import save_checkpoint, save_final
 
     say(Stage("model", material.located.name))
-    objective, optimizer, schedule = _assemble(material, loaded)
+    objective, optimizer, schedule = assemble(material, loaded)
     if not objective.packs:
         say(Warned("this model would mix packed examples, so each is computed alone, which is slower"))
     good, passed = checkpoint.newest_good(folder.checkpoints())
@@ -335,7 +194,7 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, loaded
         say(Resumed(progress.step, good.name))
 
     def save(now: checkpoint.Progress) -> None:
-        _save_checkpoint(folder, material, objective.model, optimizer, now, say)
+        save_checkpoint(folder, material, objective.model, optimizer, now, say)
 
     say(Stage("train", f"{schedule.steps} steps"))
     with _signals() as caught:
@@ -355,61 +214,11 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, loaded
             say(Stage("best", f"the weights of step {progress.best_step} had the lowest held-out loss"))
             step = progress.best_step
     _sample(objective, material, prompts, step, say)
-    _save_final(folder, material, objective.model, step, say)
+    save_final(folder, material, objective.model, step, say)
     summary = _summary(folder, progress, step)
     write_json(folder.path / "plan.json", read_json(folder.path / "plan.json") | {"measured_peak_memory": summary["peak_memory"]})
     say(Finished(progress.step, reason, summary))
     return Result(folder, objective.model, material.chat, objective)
-
-
-def _assemble(material: Material, loaded: Any) -> tuple[Any, Any, Any]:
-    """The objective, the optimizer and the schedule that a plan describes."""
-    import torch
-
-    from llm_finetune_kit.models.loading import DTYPES, add_lora, load_base, train_all
-    from llm_finetune_kit.training.loop import Schedule
-    from llm_finetune_kit.training.optimizer import learning_rates, make_optimizer
-    from llm_finetune_kit.training.step import Objective
-
-    plan, config, training = material.plan, material.plan.config, material.plan.config.training
-    torch.manual_seed(training.seed)
-    random.seed(training.seed)
-    dtype = str(config.model.dtype)
-    base = (
-        loaded
-        if loaded is not None
-        else load_base(material.located, dtype if config.method == "lora" else "float32", plan.device)
-    )
-    if config.method == "lora":
-        lora = config.lora
-        targets = list(lora.target_modules or [])
-        model = add_lora(
-            base,
-            r=int(lora.r or 16),
-            alpha=int(lora.alpha or 32),
-            dropout=lora.dropout,
-            targets=targets,
-            base_name=material.located.loadable,
-            seed=training.seed,
-        )
-    else:
-        model = train_all(base)
-    if training.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    optimizer = make_optimizer(model.parameters(), training.weight_decay)
-    rates = learning_rates(training.schedule, plan.steps, float(training.learning_rate or 0), plan.warmup_steps)
-    schedule = Schedule(
-        rates=rates,
-        examples_per_step=plan.examples_per_step,
-        tokens_per_pass=int(training.tokens_per_pass or 2048),
-        packing=training.packing,
-        max_grad_norm=training.max_grad_norm,
-        eval_steps=int(training.eval_steps or plan.steps),
-        save_steps=int(training.save_steps or plan.steps),
-        patience=training.early_stopping_patience if material.held_out is not None else None,
-        seed=training.seed,
-    )
-    return Objective(model, DTYPES[dtype]), optimizer, schedule
 
 
 @contextmanager
@@ -459,60 +268,6 @@ def _sample(objective: Any, material: Material, prompts: list[tuple[list[int], s
         with objective.precision():
             words = answer(objective.model, material.chat, ids, how)
         say(Sampled(step, text, words, reference))
-
-
-def _save_checkpoint(folder: RunFolder, material: Material, model: Any, optimizer: Any, progress: Any, say: Listen) -> None:
-    from llm_finetune_kit.training import checkpoint
-
-    started = time.perf_counter()
-    target = folder.path / f"checkpoint-{progress.step}"
-
-    def write(draft: Path) -> None:
-        checkpoint.save(model, optimizer, progress, draft)
-        material.chat.save(draft)
-
-    size = commit(target, write, _facts(material, progress.step))
-    say(Saved(progress.step, target.name, size, time.perf_counter() - started))
-    _rotate(folder, material.plan.config.training.save_total_limit, progress.step, progress.best_step)
-
-
-def _facts(material: Material, step: int) -> dict[str, Any]:
-    fingerprints = {name: part["fingerprint"] for name, part in material.report.items() if "fingerprint" in part}
-    return {"step": step, "base_model": material.located.name, "data_fingerprints": fingerprints, "versions": versions()}
-
-
-def _rotate(folder: RunFolder, keep: int, step: int, best_step: int | None) -> None:
-    """Remove the oldest checkpoints beyond `keep`, never that of `step` and never the best.
-
-    Checkpoints of later steps were passed over when the run went on: they are damaged and go first.
-    """
-    import shutil
-
-    folders = folder.checkpoints()
-    this = folders.index(folder.path / f"checkpoint-{step}")
-    spare = [path for path in folders[this + 1 :] if path.name != f"checkpoint-{best_step}"]
-    for path in folders[:this] + spare[::-1][: max(0, len(folders) - this - keep)]:
-        (path / MANIFEST).unlink(missing_ok=True)  # a half removed folder must not look whole
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _save_final(folder: RunFolder, material: Material, model: Any, step: int, say: Listen) -> None:
-    """`final/`: what other tools load. A fully trained model goes back to the dtype its base was stored in."""
-    from llm_finetune_kit.models.facts import read_config
-    from llm_finetune_kit.models.loading import DTYPES
-    from llm_finetune_kit.report.card import model_card
-    from llm_finetune_kit.training import checkpoint
-
-    started = time.perf_counter()
-    stored = str(getattr(read_config(material.located.folder), "dtype", None) or "float32").removeprefix("torch.")
-
-    def write(draft: Path) -> None:
-        checkpoint.save_weights(model, draft, DTYPES.get(stored))
-        material.chat.save(draft)
-        write_whole(draft / "README.md", model_card(material.plan.config, material.located.name, folder.replay(), step))
-
-    size = commit(folder.final, write, _facts(material, step))
-    say(Saved(step, folder.final.name, size, time.perf_counter() - started))
 
 
 def _summary(folder: RunFolder, progress: Any, step: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,10 @@ def read(spec: Any, settings: DataSection) -> Read:
     known = _known_before(spec, settings)
     if known is not None:
         return Read(str(spec), known, None, None)
+    return _understood(spec, settings)
+
+
+def _understood(spec: Any, settings: DataSection) -> Read:
     source = read_source(spec)
     detected = detect(source, settings.format)
     formatted = to_examples(source, detected, on_bad_rows=settings.on_bad_rows, system_prompt=settings.system_prompt)
@@ -83,23 +87,16 @@ def tokenize(data: Read, settings: DataSection, chat: Renderer, chat_fingerprint
     path = cache.entry(data.fingerprint, _reading(settings) | {"chat": chat_fingerprint})
     found = cache.load(path)
     if found is not None:
-        return Encoded(found[0], data.fingerprint, found[1] | {"cached": True})
+        return Encoded(found[0], data.fingerprint, found[1] | {"name": data.name, "cached": True})
     if data.formatted is None:  # known to be sound, but under another tokenizer
-        data = _read_again(data, settings)
+        data = _understood(data.name, settings)
+        path = cache.entry(data.fingerprint, _reading(settings) | {"chat": chat_fingerprint})
     assert data.formatted is not None
     tokens = encode(data.formatted.examples, chat, loss_on=settings.loss_on)
     if data.source is not None and data.source.kind != "rows":
         cache.store(path, tokens, data.report)
         _mark_read(data, settings)
     return Encoded(tokens, data.fingerprint, data.report | {"cached": False})
-
-
-def _read_again(data: Read, settings: DataSection) -> Read:
-    source = read_source(data.name)
-    formatted = to_examples(
-        source, detect(source, settings.format), on_bad_rows=settings.on_bad_rows, system_prompt=settings.system_prompt
-    )
-    return replace(data, source=source, formatted=formatted)
 
 
 def _mark_read(data: Read, settings: DataSection) -> None:

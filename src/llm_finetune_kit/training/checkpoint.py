@@ -50,6 +50,9 @@ def save_weights(model: Any, folder: Path, dtype: torch.dtype | None = None) -> 
     if dtype is not None:
         state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     model.save_pretrained(folder, state_dict=state, max_shard_size="100GB")
+    if dtype is not None:  # transformers notes the dtype in memory, not that of the file
+        path = folder / "config.json"
+        write_json(path, read_json(path) | {"dtype": str(dtype).removeprefix("torch.")})
 
 
 def save(model: Any, optimizer: torch.optim.Optimizer, progress: Progress, folder: Path) -> None:
