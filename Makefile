@@ -16,8 +16,13 @@ check: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: $(READY)
+bench: $(READY) .bench/venv-trl/.ready
 	$(VENV)/bin/python benchmarks/first_light.py
+
+.bench/venv-trl/.ready:
+	$(PYTHON) -m venv .bench/venv-trl
+	.bench/venv-trl/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 trl==1.16.0 peft==0.21.2
+	touch $@
 
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
