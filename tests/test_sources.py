@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_finetune_kit.data import sources
+from llm_finetune_kit.data import files
 from llm_finetune_kit.data.sources import Source, read_source
 from llm_finetune_kit.errors import DataError
 
@@ -275,7 +275,7 @@ def test_fault_014_files_above_the_limit_are_refused_unread(tmp_path: Path, monk
         file.truncate(3 * 1024**3)
     with pytest.raises(DataError, match="limit of 2 GB"):
         read_source("big.jsonl", base=tmp_path)
-    monkeypatch.setattr(sources, "SIZE_LIMIT", 1000)
+    monkeypatch.setattr(files, "SIZE_LIMIT", 1000)
     assert refused(tmp_path, "bomb.jsonl.gz", gzip.compress(b'{"a": "' + b"x" * 9000 + b'"}')).number == 26
 
 

@@ -45,7 +45,7 @@ class LoraProduct(torch.autograd.Function):
         rows, weight, down, up, narrow = ctx.saved_tensors
         slope = grad_outputs[0].reshape(-1, weight.shape[1]).to(weight.dtype)
         narrow_slope = (slope @ up).mul_(ctx.scale)
-        grad_up = (slope.T @ narrow).float().mul_(ctx.scale)
+        grad_up = (narrow.T @ slope).T.float().mul_(ctx.scale)  # this way only the narrow side is read against its grain
         grad_down = (narrow_slope.T @ rows).float()
         grad_x = None
         if ctx.needs_input_grad[0]:

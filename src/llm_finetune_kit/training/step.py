@@ -43,14 +43,14 @@ class HeadLoss(torch.autograd.Function):
         for start in range(0, len(labels), rows):
             part = slice(start, start + rows)
             states, wanted = hidden[part].to(dtype), labels[part, None]
-            logits = (states @ matrix.T).float()
+            logits = states @ matrix.T
             if bias is not None:
-                logits += bias.float()
+                logits = logits.float() + bias.float()
             slope_of_cap = None
             if softcap:
-                capped = torch.tanh(logits / softcap)
+                capped = torch.tanh(logits.float() / softcap)
                 logits, slope_of_cap = capped * softcap, 1 - capped.square()
-            log_probabilities = log_softmax(logits, dim=-1)
+            log_probabilities = log_softmax(logits, dim=-1, dtype=torch.float32)
             loss -= log_probabilities.gather(1, wanted).sum()
             if not (learns or head_learns):
                 continue
