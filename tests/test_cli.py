@@ -294,7 +294,7 @@ def test_a_run_says_what_it_does_and_libraries_say_nothing(trained: tuple[Path, 
         next(line for line in lines if line.startswith(start)) for start in starts
     ]
     assert any(re.fullmatch(r"step 4/4  epoch \d+\.\d\d  loss \d.*  lr .*  grad norm .* tokens/s", line) for line in lines)
-    ours = (*starts, "step ", "saved final/", "going back: ")
+    ours = (*starts, "step ", "saved final/", "going back: ", "answering 3 sample prompts")
     assert [line for line in lines if not line.startswith(ours)] == []
     assert "\x1b" not in done.err and "\r" not in done.err
 
@@ -305,7 +305,9 @@ def test_a_run_answers_and_is_measured(
     monkeypatch.chdir(trained[0])
     for model in ("outputs/mine", "outputs/final", "outputs/checkpoint-4"):
         code, out, err = answer(capsys, "generate", model, "--prompt", "What are your hours?", "--max-new-tokens", "8")
-        assert code == 0 and out.strip() and err == ""
+        kept = f"outputs/mine/{Path(model).name}"
+        assert code == 0 and out.strip()
+        assert err == ("" if model == "outputs/mine" else f"note: {model} means {kept}\n")
     code, out, _ = answer(capsys, "generate", "--model-path", "outputs/final", "--prompt", "Hi", "--max_new_tokens=4", "--json")
     assert json.loads(out).keys() == {"prompt", "answer"}
     code, out, err = answer(capsys, "eval", "outputs/mine", "--data", "sample:chat", "--json")

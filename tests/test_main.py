@@ -102,14 +102,14 @@ def test_evaluate_a_model(trained_for_long: Done, python_main: Run) -> None:
     lines = {line.split()[0]: line.split() for line in done.out.splitlines() if line}
     assert lines["model"][:3] == ["model", "loss", "perplexity"]
     assert float(lines["tuned"][1]) < float(lines["base"][1])
-    assert done.err == ""
+    assert done.err.startswith("note: outputs/checkpoint-1000 means outputs/")
 
 
 def test_run_inference(trained_for_long: Done, python_main: Run) -> None:
     """python main.py --mode inference --model_path outputs/final --prompt "Explain machine learning" """
     done = python_main("--mode", "inference", "--model_path", "outputs/final", "--prompt", "Explain machine learning")
     assert done.code == 0, done.err
-    assert done.out.strip() and done.err == ""
+    assert done.out.strip() and done.err.startswith("note: outputs/final means outputs/")
 
 
 @pytest.mark.parametrize(

@@ -354,8 +354,11 @@ def checked_model(name: str) -> str:
     from llm_finetune_kit.folder import find_result
     from llm_finetune_kit.models.locate import check_name
 
-    if not find_result(name).is_dir():
+    found = find_result(name)
+    if not found.is_dir():
         check_name(name)
+    elif not Path(name).exists():
+        print(f"note: {name} means {found}", file=sys.stderr)
     return name
 
 

@@ -264,6 +264,7 @@ def _sample(objective: Any, material: Material, prompts: list[tuple[list[int], s
     from llm_finetune_kit.generation import answer
 
     how = material.plan.config.evaluation.generation
+    say(Stage("answer", f"{len(prompts)} sample prompts"))
     for ids, text, reference in prompts:
         with objective.precision():
             words = answer(objective.model, material.chat, ids, how)

@@ -18,7 +18,7 @@ from llm_finetune_kit.report import words
 
 MOST_LINES, MOST_LETTERS = 8, 500  # of one sample answer; the report holds all of it
 WIDE = 120
-STAGES = {"data": "reading", "model": "loading", "best": "going back:", "run": "run folder"}
+STAGES = {"data": "reading", "answer": "answering", "model": "loading", "best": "going back:", "run": "run folder"}
 
 
 def show(*things: Any, style: str | None = None) -> None:
