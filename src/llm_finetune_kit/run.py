@@ -275,7 +275,8 @@ def _summary(folder: RunFolder, progress: Any, step: int) -> dict[str, Any]:
     from llm_finetune_kit.hardware import peak_memory
     from llm_finetune_kit.report.figures import before_and_after
 
-    losses = [event.loss for event in folder.replay() if isinstance(event, Stepped)]
+    told = folder.replay()
+    losses = [event.loss for event in told if isinstance(event, Stepped)]
     if not losses:
         raise TrainingError(2, "the run trained nothing", where=str(folder.path), fix="check training.max_steps and the data")
     return {
@@ -286,7 +287,7 @@ def _summary(folder: RunFolder, progress: Any, step: int) -> dict[str, Any]:
         "seconds": progress.seconds,
         "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
         "peak_memory": peak_memory(),
-        **before_and_after(folder.replay(), step),
+        **before_and_after(told, step),
     }
 
 

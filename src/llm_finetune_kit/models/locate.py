@@ -39,10 +39,6 @@ class Located:
         return str(self.folder.resolve()) if local else self.name
 
 
-def is_demo(name: str) -> bool:
-    return SHORT_NAMES.get(name.lower(), name.lower()) == DEMO
-
-
 def demo_folder() -> Path:
     """The embedded model's folder inside the package."""
     return Path(str(files("llm_finetune_kit") / "assets" / "demo"))
