@@ -30,7 +30,7 @@ SHARE_A_FLOOR = {4, 6}  # work stands on work and faces on faces, without circle
 HEAVY = {"torch", "transformers", "peft", "datasets", "matplotlib", "gradio", "bitsandbytes", "accelerate"}
 LIGHT_UPSTAIRS = [
     *(f"data/{name}.py" for name in ("__init__", "sources", "files", "json_flaws", "json_rows", "table_rows")),
-    *(f"data/{name}.py" for name in ("formats", "conversations", "masks", "prepare", "cache")),
+    *(f"data/{name}.py" for name in ("formats", "conversations", "masks", "prepare", "gate", "cache")),
     *(f"models/{name}.py" for name in ("__init__", "locate")),
     "material.py",
 ]

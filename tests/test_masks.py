@@ -15,8 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from llm_finetune_kit.catalog import DEFAULT_TEMPLATE
 from llm_finetune_kit.config import DataSection
-from llm_finetune_kit.data import masks, prepare
+from llm_finetune_kit.data import masks
 from llm_finetune_kit.data.formats import Example
+from llm_finetune_kit.data.gate import gate
 from llm_finetune_kit.data.masks import MaskFacts, Tokens, encode, inspect
 from llm_finetune_kit.errors import DataError
 from llm_finetune_kit.models.tokenizer import ChatTokenizer, load_tokenizer
@@ -385,7 +386,7 @@ def test_an_answer_can_be_left_out() -> None:
 def gated(chat: ChatTokenizer, *talks: Talk, max_length: int = 10_000, **settings: Any) -> tuple[Tokens, MaskFacts, list[str]]:
     asked = DataSection.model_validate(settings)
     tokens = encoded(chat, *talks, loss_on=asked.loss_on)
-    return prepare.gate(tokens, chat, asked, "rows.jsonl", max_length)
+    return gate(tokens, chat, asked, "rows.jsonl", max_length)
 
 
 def refused(*arguments: Any, **settings: Any) -> DataError:

@@ -8,6 +8,7 @@ from typing import Any
 
 from llm_finetune_kit.config import RunConfig
 from llm_finetune_kit.data import prepare
+from llm_finetune_kit.data.gate import gate
 from llm_finetune_kit.errors import ConfigError
 from llm_finetune_kit.events import Listen, Planned, Stage, Warned, ignore
 from llm_finetune_kit.models.locate import check_name, locate
@@ -83,9 +84,9 @@ def prepare_run(config: RunConfig, listen: Listen = ignore) -> Material:
 
 def _gated(config: RunConfig, chat: Any, train: Any, held_out: Any, length: int) -> tuple[Any, Any, Any, list[str]]:
     """Both sets cut to `length` and let through the gate, facts about the training masks, and warnings."""
-    train, masks, warnings = prepare.gate(train, chat, config.data, _data_name(config.data.train_file), length)
+    train, masks, warnings = gate(train, chat, config.data, _data_name(config.data.train_file), length)
     if held_out is not None:
-        held_out, _, more = prepare.gate(held_out, chat, config.data, "held-out rows", length)
+        held_out, _, more = gate(held_out, chat, config.data, "held-out rows", length)
         warnings += [f"held out: {warning}" for warning in more]
     return train, held_out, masks, warnings
 

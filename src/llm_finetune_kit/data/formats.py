@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Literal
+from typing import Any, Literal
 
 from llm_finetune_kit.data.conversations import Fault, Message, Notes, Row, Skipped, alpaca, openai, pair, sharegpt, text
 from llm_finetune_kit.data.sources import Source
@@ -25,11 +25,18 @@ from llm_finetune_kit.errors import DataError, nearest
 
 @dataclass(slots=True)
 class Example:
-    """One thing to learn: a conversation or a text, and the row it came from."""
+    """One thing to learn: a conversation or a text, and the row it came from.
+
+    `tools` are the functions the model may call, as JSON schemas. `rejected` (a worse end of the same
+    conversation) and `label` (whether the end is a good one) are there in preference data only.
+    """
 
     messages: list[Message] | None
     text: str | None
     row: int
+    tools: list[dict[str, Any]] | None = None
+    rejected: list[Message] | None = None
+    label: bool | None = None
 
 
 @dataclass(frozen=True)

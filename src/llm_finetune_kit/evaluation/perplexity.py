@@ -10,6 +10,7 @@ from typing import Any
 from llm_finetune_kit.config import DataSection
 from llm_finetune_kit.data import prepare
 from llm_finetune_kit.data.batches import evaluation_passes
+from llm_finetune_kit.data.gate import gate
 from llm_finetune_kit.data.masks import Tokens
 from llm_finetune_kit.hardware import this_machine
 from llm_finetune_kit.opening import open_model
@@ -33,7 +34,7 @@ def measure(
     encoded = prepare.tokenize(read, settings, opened.chat, opened.chat.fingerprint())
     limit: Any = getattr(opened.model.config, "max_position_embeddings", 2048)
     length = int(max_length or limit)
-    tokens, facts, _ = prepare.gate(encoded.tokens, opened.chat, settings, read.name, length)
+    tokens, facts, _ = gate(encoded.tokens, opened.chat, settings, read.name, length)
     size = target_bytes(tokens, opened.chat)
     found = {}
     for name, switch in (("base", opened.model.disable_adapter if opened.is_adapter else None), ("tuned", nullcontext)):
