@@ -19,7 +19,8 @@ import pytest
 
 from faces import FINETUNE, HEAVY, ROOT, Done, finetune, start
 from llm_finetune_kit import __version__
-from llm_finetune_kit.cli import COMMANDS, FLAGS, main
+from llm_finetune_kit.arguments import FLAGS
+from llm_finetune_kit.cli import COMMANDS, main
 from llm_finetune_kit.config import knobs
 
 ERROR = re.compile(r"^error\[([A-Z]+)-(\d{3})\] (.+)$", re.MULTILINE)
@@ -137,7 +138,7 @@ def test_fault_022_a_prompt_longer_than_max_length_stops_the_run(tmp_path: Path,
     done = finetune(tmp_path, *words)
     assert done.code == 3 and "Traceback" not in done.err
     assert done.work <= 6
-    assert "error[DATA-035] long.jsonl: 1 of 6 examples have no token to learn (rows 7)" in done.err
+    assert "error[DATA-035] long.jsonl: 1 of 6 examples" in done.err and "(long.jsonl line 7)" in done.err
     assert "their prompts alone reach max_length 48" in done.err
     assert "fix:  raise model.max_length above 48, or train without them: data.on_bad_rows=drop" in done.err
     assert not (tmp_path / "outputs").exists()

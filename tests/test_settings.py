@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 
 from llm_finetune_kit.api import QuickTrainer, knob_named
-from llm_finetune_kit.cli import FLAGS, _parser, asked_config
+from llm_finetune_kit.arguments import FLAGS, asked_config
+from llm_finetune_kit.cli import _parser
 from llm_finetune_kit.config import ALIASES, RunConfig, demo_values, knobs
 from llm_finetune_kit.errors import ConfigError, KitError
 from llm_finetune_kit.plain_yaml import dump_yaml, read_yaml
@@ -492,6 +493,9 @@ def test_every_alias_stands_for_a_knob_and_is_no_knob_itself() -> None:
 SECTIONS = {path.rpartition(".")[0] for path in knobs()} - {""}
 
 
+another_of = {int: 17, float: 0.25, str: "some-text"}
+
+
 def another(path: str) -> Any:
     """A value that the knob takes and that is not its default."""
     field = knobs()[path]
@@ -504,11 +508,11 @@ def another(path: str) -> Any:
     kind = kinds[0]
     if get_origin(kind) is list:
         return ["first", "second"]
-    if kind is str:
-        return "some-text"
+    if get_origin(kind) is dict:
+        return {"first": another_of[get_args(kind)[1]]}
     if kind is bool:
         return field.default is not True
-    return {int: 17, float: 0.25}[kind]
+    return another_of[kind]
 
 
 @pytest.mark.parametrize("path", knobs())
@@ -516,7 +520,11 @@ def test_every_knob_means_the_same_through_yaml_terminal_and_python(path: str, t
     value = another(path)
     assert value != knobs()[path].default
     in_yaml = load(tmp_path, dump_yaml(tree_of(path, value)))
-    written = dump_yaml({"v": value}).removeprefix("v:").strip() if not isinstance(value, list) else f"[{', '.join(value)}]"
+    written = dump_yaml({"v": value}).removeprefix("v:").strip()
+    if isinstance(value, list):
+        written = f"[{', '.join(value)}]"
+    if isinstance(value, dict):
+        written = f"{{{', '.join(f'{key}: {one}' for key, one in value.items())}}}"
     in_terminal = asked_config(_parser("train").parse_all([f"{path}={written}"]))
     in_python = RunConfig.model_validate(tree_of(path, value))
     assert get(in_python, path) == value
@@ -551,7 +559,7 @@ def test_a_wrong_value_in_python_is_a_config_error() -> None:
 def test_every_knob_is_read_by_the_engine() -> None:
     """An option that nothing reads would be accepted and ignored."""
     house = ROOT / "src/llm_finetune_kit"
-    text = "\n".join(path.read_text(encoding="utf-8") for path in house.rglob("*.py") if path.name not in ("config.py", "cli.py"))
+    text = "\n".join(path.read_text(encoding="utf-8") for path in house.rglob("*.py") if path.name not in ("config.py", "arguments.py"))
     unread = [path for path in knobs() if not re.search(rf"(\.|\[\"){path.rpartition('.')[2]}\b(?!\s*=[^=])", text)]
     assert unread == []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from llm_finetune_kit.data import files
-from llm_finetune_kit.data.sources import Source, read_source
-from llm_finetune_kit.errors import DataError
+from llm_finetune_kit.data.sources import Source, held_out_beside, read_source
+from llm_finetune_kit.errors import DataError, MachineError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data folder is not here")
@@ -167,7 +168,16 @@ def test_fault_004_utf16_is_named_with_the_command_to_convert(tmp_path: Path, co
 def test_fault_005_other_encodings_name_byte_line_and_guess(tmp_path: Path) -> None:
     error = refused(tmp_path, "a.jsonl", '{"text": "one"}\n{"text": "caf\u00e9 cr\u00e8me"}\n'.encode("latin-1"))
     assert "0xE9 at offset 29, line 2" in error.problem and "Windows-1252" in error.problem
-    assert "GBK" in refused(tmp_path, "b.jsonl", '{"text": "\u4f60\u597d\uff0c\u4e16\u754c"}'.encode("gbk")).problem
+    others = {
+        "gb18030": "今天天气很好, 我们去公园散步吧。你喜欢这本书吗?",
+        "cp1251": "Привет, мир! Как дела у вас сегодня?",
+        "shift_jis": "今日はとても良い天気ですね。公園を散歩しましょう。",
+        "cp1252": "Der Bär läuft über die Straße, schön und müde.",
+    }
+    for coding, text in others.items():
+        error = refused(tmp_path, "b.jsonl", f'{{"text": "{text}"}}'.encode(coding))
+        named = error.fix.split()[2]
+        assert text in f'{{"text": "{text}"}}'.encode(coding).decode(named.lower()), (coding, named)
     assert "cut short" in refused(tmp_path, "c.txt", "abc\u00e9".encode()[:-1]).fix
 
 
@@ -295,44 +305,78 @@ def test_fault_020_table_faults_name_row_and_column(tmp_path: Path) -> None:
 
 
 def test_fault_021_binary_kinds_are_named(tmp_path: Path) -> None:
-    assert "Parquet" in refused(tmp_path, "a.parquet", b"PAR1" + bytes(50)).problem
+    assert "zip archive" in refused(tmp_path, "a.xlsx", b"PK\x03\x04" + bytes(50)).problem
     assert refused(tmp_path, "a.weird", b"some words").number == 32
+
+
+def test_fault_014_a_line_of_200_mb_is_refused_in_little_memory(tmp_path: Path) -> None:
+    with open(tmp_path / "long.jsonl", "wb") as file:
+        file.write(GOOD + b'{"text": "')
+        for _ in range(200):
+            file.write(b"\xc3\xa9" * 2**19)
+        file.write(b'"}\n')
+    code = (
+        f"import sys, resource; sys.path[:] = {sys.path!r}\n"
+        "from llm_finetune_kit.data.sources import read_source\n"
+        "from llm_finetune_kit.errors import DataError\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try:\n    read_source(sys.argv[1])\n"
+        "except DataError as error:\n    print(error)\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, tmp_path / "long.jsonl"], capture_output=True, text=True, check=True)
+    said, megabytes = run.stdout.rsplit("\n", 2)[:2]
+    assert "long.jsonl line 3: is 200 MB long; the limit of one line is 64 MB" in said
+    assert float(megabytes) < 600, "less than three times the line"
+
+
+def test_fault_014_long_lines_are_found_wherever_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "LINE_LIMIT", 20)
+    assert refused(tmp_path, "a.jsonl", b'{"a": 1}\n' * 9 + b'{"a": "0123456789012"}\n{"a": 1}').where.endswith("line 10")
+    assert refused(tmp_path, "b.csv", b"a\n" + b"x" * 21).where.endswith("line 2")
+    assert len(read(tmp_path, "c.jsonl", b'{"a": "01234567890"}\n' * 50).rows) == 50, "lines of just the limit are read"
+    assert read(tmp_path, "d.txt", b"a long line is what texts may have").rows
 
 
 def test_fault_030_what_is_no_file_is_named_and_never_hangs(tmp_path: Path) -> None:
     write(tmp_path, "train.jsonl", GOOD)
     os.mkfifo(tmp_path / "pipe.jsonl")
     os.symlink(tmp_path / "gone", tmp_path / "link.jsonl")
-    cases = {".": 22, "pipe.jsonl": 23, "/dev/zero": 23, "link.jsonl": 24, "nowhere/a.jsonl": 20}
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "pipes").mkdir()
+    os.mkfifo(tmp_path / "pipes" / "train.jsonl")
+    os.mkfifo(tmp_path / "empty" / "state.json")
+    cases = {"empty": 22, "pipe.jsonl": 23, "pipes": 23, "/dev/zero": 23, "link.jsonl": 24, "nowhere/a.jsonl": 20}
     cases["train.jsonl/x.json"] = 25
     for name, number in cases.items():
         with pytest.raises(DataError) as caught:
             read_source(name, base=tmp_path)
         assert caught.value.number == number, name
-    for odd in ("", "a\0b", "x" * 300 + ".json"):
+    for odd in ("", "a\0b", "x" * 300 + ".json", "~nobody-of-this-name/a.json"):
         with pytest.raises(DataError):
             read_source(odd, base=tmp_path)
 
 
-def test_fault_030_a_file_without_permission_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.jsonl", "folder", "folder/a.jsonl"])
+def test_fault_030_a_file_without_permission_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
     path = write(tmp_path, "a.jsonl", GOOD)
+    write(tmp_path, "folder/a.jsonl", GOOD)
     path.chmod(0)
+    (tmp_path / "folder").chmod(0)
     was_root = os.geteuid() == 0
     if was_root:
+        for above in tmp_path.parents[:2]:  # made by pytest, for its user alone
+            above.chmod(0o755)
         os.seteuid(65534)
     try:
         with pytest.raises(DataError) as caught:
-            read_source(path)
+            read_source(tmp_path / name)
     finally:
         if was_root:
             os.seteuid(0)
-    assert caught.value.number == 25
-
-
-def test_a_folder_lists_its_data_files(tmp_path: Path) -> None:
-    write(tmp_path, "train.jsonl.gz", GOOD)
-    with pytest.raises(DataError, match=r"train\.jsonl\.gz"):
-        read_source(tmp_path)
+        (tmp_path / "folder").chmod(0o755)
+    assert caught.value.number == 25 and name.partition("/")[0] in caught.value.where
 
 
 def test_a_missing_file_gets_a_guess(tmp_path: Path) -> None:
@@ -342,11 +386,43 @@ def test_a_missing_file_gets_a_guess(tmp_path: Path) -> None:
     assert caught.value.number == 20
 
 
-@pytest.mark.parametrize("name", ["alpaca", "tatsu-lab/alpaca", "https://example.org/a.json"])
-def test_hub_names_are_not_read_yet(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match="not read") as caught:
-        read_source(name, base=tmp_path)
-    assert caught.value.number == 21
+def test_names_that_are_nothing_are_told_apart(tmp_path: Path) -> None:
+    for name, words in {
+        "https://example.org/a.json#5": "web addresses are not read",
+        "alpca": "did you mean alpaca?",
+        "chat": "did you mean sample:chat?",
+        "both": "stands for alpaca and daily_dialog",
+    }.items():
+        with pytest.raises(DataError, match=re.escape(words)) as caught:
+            read_source(name, base=tmp_path)
+        assert caught.value.number == 21
+
+
+def test_a_hub_name_without_a_network_says_so(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="owner/unseen is no file here and not in the hub's cache") as caught:
+        read_source("owner/unseen:train[:10%]", base=tmp_path)
+    assert caught.value.why == "HF_HUB_OFFLINE is set"
+
+
+def test_local_copies_of_named_sets_come_first(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    write(tmp_path, "data/alpaca_data.json.gz", gzip.compress(b'[{"instruction": "a", "output": "b"}]'))
+    write(tmp_path, "dialogues_text.txt", "Hi . __eou__ Hello . __eou__\nBye . __eou__ Bye ! __eou__\n")
+    alpaca = read_source("alpaca#1", base=tmp_path)
+    assert alpaca.rows == [{"instruction": "a", "output": "b"}] and alpaca.licence == "CC BY-NC 4.0"
+    assert "alpaca is read from" in alpaca.notes[0] and any("non-commercial" in note for note in alpaca.notes)
+    for name in ("daily_dialog", "dailydialog"):
+        dialogues = read_source(name, base=tmp_path)
+        assert dialogues.rows == [{"dialog": ["Hi .", "Hello ."]}, {"dialog": ["Bye .", "Bye !"]}]
+        assert dialogues.licence == "CC BY-NC-SA 4.0"
+        assert held_out_beside(name, base=tmp_path) is None
+    os.remove(tmp_path / "dialogues_text.txt")
+    for part in ("train", "validation"):
+        (tmp_path / "data" / "daily_dialog").mkdir(exist_ok=True)
+        write(tmp_path, f"data/daily_dialog/{part}.jsonl", f'{{"dialog": ["{part}", "b"]}}\n')
+    assert held_out_beside("daily_dialog", base=tmp_path) == "daily_dialog:validation"
+    held_out = read_source("daily_dialog:validation", base=tmp_path)
+    assert held_out.rows[0]["dialog"][0] == "validation" and held_out.licence == "CC BY-NC-SA 4.0"
 
 
 # --- real files and speed ----------------------------------------------------------------------------------
@@ -359,6 +435,15 @@ def test_hub_names_are_not_read_yet(tmp_path: Path, name: str) -> None:
         ("sft/alpaca_data.json.gz", 52_002),
         ("sft/databricks-dolly-15k.jsonl.gz", 15_011),
         ("sft/gsm8k_train.jsonl.gz", 7_473),
+        ("sft/gsm8k_test.jsonl.gz", 1_319),
+        ("sft/llamafactory/alpaca_en_demo.json", 999),
+        ("sft/llamafactory/glaive_toolcall_en_demo.json", 300),
+        ("sft/llamafactory/identity.json", 91),
+        ("sft/llamafactory/reason_tool_use_demo_50.jsonl", 50),
+        ("dialogue/sgd_sharegpt_train.jsonl.gz", 12_174),
+        ("dialogue/sgd_sharegpt_test.jsonl.gz", 2_921),
+        ("preference/llamafactory/dpo_en_demo.json", 300),
+        ("preference/llamafactory/kto_en_demo.json", 300),
         ("sft/llamafactory/v1_sft_demo.jsonl", 500),
         ("dialogue/sgd_sharegpt_dev.jsonl.gz", 2_098),
         ("text/tinystories_sample_2MiB.txt.gz", 2_317),
@@ -371,6 +456,28 @@ def test_real_files_are_read_whole(name: str, count: int) -> None:
     assert time.perf_counter() - start < 6
     assert len(source.rows) == count
     assert source.notes == []
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("name", "count", "columns", "said"),
+    [
+        ("dialogue/dailydialog_text_8096.txt.gz", 8_096, ["dialog"], "8,096 dialogues"),
+        ("dialogue/dailydialog_dev.tsv.gz", 995, ["dialog", "topic", "act", "emotion"], "has no header"),
+        ("dialogue/dailydialog_test.tsv.gz", 996, ["dialog", "topic", "act", "emotion"], "has no header"),
+        ("text/wiki_demo.txt.gz", 30, ["text"], "30 documents, one to a line"),
+        ("text/tinyshakespeare.txt.gz", 1, ["text"], "one document"),
+    ],
+)
+def test_real_files_without_a_header_or_separators(name: str, count: int, columns: list[str], said: str) -> None:
+    source = read_source(SHARED / name)
+    assert len(source.rows) == count
+    assert all(list(row) == columns for row in source.rows)
+    assert len(source.notes) == 1 and said in source.notes[0]
+    if "dialog" in columns:
+        turns = [row["dialog"] for row in source.rows]
+        assert all(len(dialog) > 1 and all(dialog) for dialog in turns)
+        assert not any("__eou__" in text for dialog in turns for text in dialog)
 
 
 def test_line_separators_inside_texts_do_not_end_lines(tmp_path: Path) -> None:

@@ -8,34 +8,13 @@ import io
 import json
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from llm_finetune_kit.config import ALIASES, RunConfig, knobs
+from llm_finetune_kit.arguments import FLAGS, SHORT, Parser, asked_config
+from llm_finetune_kit.config import RunConfig, knobs
 from llm_finetune_kit.errors import OUR_BUG, KitError, MachineError, UsageError, nearest
-
-# Flags for the knobs people turn most; every other knob is set by `section.key=value`.
-FLAGS: dict[str, str] = {
-    "--model": "model.name",
-    "--data": "data.train_file",
-    "--eval-data": "data.eval_file",
-    "--method": "method",
-    "--max-steps": "training.max_steps",
-    "--epochs": "training.num_epochs",
-    "--batch-size": "training.batch_size",
-    "--gradient-accumulation-steps": "training.gradient_accumulation_steps",
-    "--learning-rate": "training.learning_rate",
-    "--max-length": "model.max_length",
-    "--max-samples": "data.max_samples",
-    "--lora-r": "lora.r",
-    "--seed": "training.seed",
-    "--output-dir": "output.output_dir",
-    "--run-name": "output.run_name",
-}
-SHORT = {"--model": "-m", "--data": "-d"}
 
 COMMANDS = {
     "train": "fine-tune a model (the default command)",
@@ -45,15 +24,16 @@ COMMANDS = {
     "models": "list the models that have a short name",
     "generate": "answer a prompt with a model, a run or an adapter",
     "eval": "measure a model on held-out data",
+    "data": "check, preview or convert training data; look at the cache",
 }
-
-EXAMPLE_OF = {"--prompt": '--prompt "How do I reset my password?"', "--data": "--data sample:chat"}
 
 EXAMPLES = """\
 examples:
   finetune demo
   finetune --model gpt2 --data sample:chat --max-steps 100
   finetune train configs/training_config.yaml training.learning_rate=1e-4
+  finetune data check train.jsonl
+  finetune data preview train.jsonl --model gpt2
   finetune plan --model tinyllama --data train.jsonl
   finetune resume
   finetune generate outputs/final --prompt "How do I reset my password?"
@@ -144,45 +124,8 @@ def _dashed(word: str) -> str:
     return flag.replace("_", "-") + equals + value
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse, with errors in our form and a hint for misspelt flags."""
-
-    def error(self, message: str) -> Any:
-        found = re.fullmatch(r"argument (\S+/)?(--\S+): expected one argument", message)
-        if found:
-            message = f"{found[2]} needs a value"
-        missing = re.fullmatch(r"the following arguments are required: (--\w+).*", message)
-        if missing:
-            raise UsageError(
-                2, f"{missing[1]} is missing", fix=f"for example: {self.prog} outputs/final {EXAMPLE_OF[missing[1]]}"
-            )
-        raise UsageError(2, message, fix=f"see `{self.prog} --help`")
-
-    def parse_all(self, words: list[str]) -> argparse.Namespace:
-        """The values of all words; flags and other words may stand in any order."""
-        options = [name for action in self._actions for name in action.option_strings]
-        for word in words:
-            flag = word.partition("=")[0]
-            if re.match(r"--\w", flag) and flag not in options:
-                raise UsageError(2, f"unknown option {flag}", fix=self._instead(flag, nearest(flag, options)))
-        found, unknown = self.parse_known_intermixed_args(words)
-        if unknown:
-            kind = "option" if unknown[0].startswith("-") else "word"
-            raise UsageError(2, f"unexpected {kind} {unknown[0]}", fix=f"see `{self.prog} --help`")
-        return found
-
-    def _instead(self, flag: str, near: list[str]) -> str:
-        """A knob that has no flag of this name is set by its path."""
-        name = flag.lstrip("-").replace("-", "_").replace("__", ".")
-        paths = [path for path in knobs() if name in (path, path.rpartition(".")[2])]
-        knob = paths[0] if paths else ALIASES.get(name)
-        if knob is None or not any(action.dest == "words" for action in self._actions):
-            return f"did you mean {near[0]}?" if near else f"see `{self.prog} --help`"
-        return next((f"write {ours} VALUE" for ours, path in FLAGS.items() if path == knob), f"write {knob}=VALUE")
-
-
-def _parser(command: str) -> _Parser:
-    parser = _Parser(prog=f"finetune {command}", description=COMMANDS[command], allow_abbrev=False)
+def _parser(command: str) -> Parser:
+    parser = Parser(prog=f"finetune {command}", description=COMMANDS[command], allow_abbrev=False)
     if command in ("train", "plan", "demo"):
         _config_arguments(parser, command)
     if command == "resume":
@@ -229,6 +172,10 @@ def _dispatch(words: list[str]) -> int:
         print(f"finetune {__version__}")
         return 0
     command = words[0]
+    if command == "data":
+        from llm_finetune_kit.cli_data import data_command
+
+        return data_command(words[1:])
     asked = _parser(command).parse_all(words[1:])
     handler: Callable[[argparse.Namespace], int] = globals()[f"_{command}"]
     return handler(asked)
@@ -248,23 +195,6 @@ def _overview() -> str:
     lines += [f"  {flag:<31} {known[knob].description}" for flag, knob in FLAGS.items()]
     lines += ["  section.key=value               any other setting, for example lora.alpha=64", "", EXAMPLES]
     return "\n".join(lines)
-
-
-def asked_config(asked: argparse.Namespace, defaults: dict[str, Any] | None = None) -> RunConfig:
-    """The config that a file, flags and `key=value` words add up to; notes on other spellings go to stderr."""
-    from llm_finetune_kit.settings import load_config
-
-    files = [word for word in asked.words if "=" not in word]
-    if asked.config:
-        files.append(asked.config)
-    if len(files) > 1:
-        raise UsageError(2, f"more than one config file: {', '.join(files)}", fix="name one, and change it by section.key=value")
-    flags = [f"{knob}={value}" for knob in FLAGS.values() if (value := getattr(asked, knob)) is not None]
-    overrides = [word for word in asked.words if "=" in word]
-    config, notes = load_config(files[0] if files else None, [*flags, *overrides], defaults if not files else None)
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
-    return config
 
 
 def _train(asked: argparse.Namespace) -> int:

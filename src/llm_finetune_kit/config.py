@@ -57,10 +57,26 @@ class DataSection(Section):
     """What the model learns from."""
 
     train_file: str | list[dict[str, Any]] | None = Field(
-        None, description="A file (JSON, JSONL, CSV, TSV, text, each also .gz), sample:NAME, or a list of rows."
+        None,
+        description="A file, folder or hub dataset, sample:NAME, alpaca, daily_dialog, both; or rows.",
     )
-    eval_file: str | list[dict[str, Any]] | None = Field(None, description="Held-out rows, in the same formats.")
+    eval_file: str | list[dict[str, Any]] | None = Field(None, description="Held-out rows, named in the same ways.")
+    mix: dict[str, float] | None = Field(
+        None, description="Several sets instead of train_file, each with its share of the examples: {a.jsonl: 2, b.jsonl: 1}."
+    )
     format: str | None = Field(None, description="Shape of the rows; detected from the columns when not given.")
+    columns: dict[str, str] | None = Field(
+        None, description="Which column of the file is meant: {prompt: frage, response: antwort}."
+    )
+    threads: Literal["best", "all"] = Field(
+        "best", description="Of message trees (OASST): the best ranked thread of each tree, or all threads."
+    )
+    template: str | None = Field(
+        None, description="Chat template: default, or a .jinja file (default: the tokenizer's own, else default)."
+    )
+    streaming: bool | None = Field(
+        None, description="Read rows from the disk as they are needed, for files larger than memory (JSON lines, Parquet)."
+    )
     max_samples: int | None = Field(None, ge=1, description="Use at most this many training rows, chosen by the seed.")
     validation_split: float | None = Field(
         None, ge=0, lt=1, description="Share of the training rows held out when there is no eval_file; 0 for none."
@@ -70,6 +86,13 @@ class DataSection(Section):
     on_bad_rows: Literal["stop", "drop"] = Field(
         "stop", description="What to do about rows that cannot be used: stop with an error, or drop and report them."
     )
+
+    @field_validator("mix")
+    @classmethod
+    def _shares_are_positive(cls, mix: dict[str, float] | None) -> dict[str, float] | None:
+        if mix is not None and (not mix or not all(0 < share < float("inf") for share in mix.values())):
+            raise ValueError("each set needs a share above 0")
+        return mix
 
 
 class TrainingSection(Section):
@@ -199,6 +222,9 @@ ALIASES: dict[str, str] = {
     "data.train": "data.train_file",
     "eval_dataset": "data.eval_file",
     "eval_file": "data.eval_file",
+    "data.dataset_format": "data.format",
+    "dataset_format": "data.format",
+    "streaming": "data.streaming",
     "val_size": "data.validation_split",
     "val_set_size": "data.validation_split",
     "per_device_train_batch_size": "training.batch_size",

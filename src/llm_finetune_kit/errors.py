@@ -14,7 +14,11 @@ Faces print a KitError as one block and exit with its code. Anything else is our
 
 from __future__ import annotations
 
+import re
+
 OUR_BUG = 70
+LONG = re.compile(r"(\S{80})\S{160,}")  # a word that no person wrote, such as a damaged column name
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class KitError(Exception):
@@ -26,10 +30,10 @@ class KitError(Exception):
     def __init__(self, number: int, problem: str, *, where: str = "", why: str = "", fix: str = "") -> None:
         super().__init__(problem)
         self.number = number
-        self.problem = problem
-        self.where = where
-        self.why = why
-        self.fix = fix
+        self.problem = _plain(LONG.sub(r"\1…", problem))
+        self.where = _plain(where)
+        self.why = _plain(LONG.sub(r"\1…", why))
+        self.fix = _plain(fix)
 
     @property
     def code(self) -> str:
@@ -42,6 +46,11 @@ class KitError(Exception):
         lines += [f"  why:  {self.why}"] if self.why else []
         lines += [f"  fix:  {self.fix}"] if self.fix else []
         return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """Control characters, which may come out of the data, as `\\x1b`: they must not steer the reader's terminal."""
+    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class UsageError(KitError):

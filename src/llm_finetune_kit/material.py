@@ -2,30 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llm_finetune_kit.config import RunConfig
-from llm_finetune_kit.data import prepare
+from llm_finetune_kit.data import prepare, streaming
 from llm_finetune_kit.data.gate import gate
 from llm_finetune_kit.errors import ConfigError
 from llm_finetune_kit.events import Listen, Planned, Stage, Warned, ignore
 from llm_finetune_kit.models.locate import check_name, locate
 from llm_finetune_kit.plan import DataFacts, Plan, make_plan
 
+XRAYED = 3  # examples whose tokens are kept for the report
+LONGEST_XRAY = 2000  # tokens of the longest that is kept
+
 
 @dataclass(frozen=True)
 class Material:
-    """What a run works with: data as tokens, the tokenizer, where the model is, and all that was learned about them."""
+    """What a run works with: data as tokens, the tokenizer, where the model is, and all that was learned about them.
+
+    `train` is a `masks.Tokens` or, for data larger than memory, a `streaming.Stream`. `shown` are examples to
+    look at and to ask the model: held-out ones if there are any.
+    """
 
     chat: Any
     located: Any
     train: Any
     held_out: Any
+    shown: Any
     report: dict[str, Any]
     plan: Plan
     warnings: list[str]
+
+
+@dataclass
+class _Sets:
+    """Training and held-out examples before they are cut, and what is known about them."""
+
+    train: Any
+    held_out: Any
+    sample: Any  # of the training examples: all of them, unless they are streamed
+    origin: str
+    report: dict[str, Any]
+    train_place: Callable[[int], str]
+    held_out_place: Callable[[int], str]
+    warnings: list[str] = field(default_factory=list)
 
 
 def prepare_run(config: RunConfig, listen: Listen = ignore) -> Material:
@@ -37,36 +60,140 @@ def prepare_run(config: RunConfig, listen: Listen = ignore) -> Material:
         raise ConfigError(
             5, "no model is named", where="model.name", fix="for example --model demo, --model gpt2 or a local folder"
         )
-    if config.data.train_file is None:
-        raise ConfigError(
-            5, "no training data is named", where="data.train_file", fix="for example --data sample:chat or --data train.jsonl"
-        )
+    named = prepare.training_sets(config.data)
     check_name(config.model.name)
-    listen(Stage("data", _data_name(config.data.train_file)))
-    read = {"train": prepare.read(config.data.train_file, config.data)}
-    if config.data.eval_file is not None:
-        read["held_out"] = prepare.read(config.data.eval_file, config.data)
+    apart = prepare.held_out_set(config.data)
+    read = _read(config, named, apart, listen)
 
     located = locate(config.model.name, revision=config.model.revision, cache_dir=config.model.cache_dir)
     from llm_finetune_kit.models.tokenizer import load_tokenizer
 
-    chat = load_tokenizer(located.folder)
-    encoded = {name: prepare.tokenize(data, config.data, chat, chat.fingerprint()) for name, data in read.items()}
-    seed = config.training.seed
-    train, held_out, origin = prepare.split(encoded["train"].tokens, config.data, seed, apart="held_out" in encoded)
-    if "held_out" in encoded:
-        held_out, origin = encoded["held_out"].tokens, str(config.data.eval_file)
+    chat = load_tokenizer(located.folder, config.data.template)
+    sets = (_streamed if isinstance(read, _Streamed) else _in_memory)(config, read, chat)
 
-    longest = int(max(tokens.lengths.max() for tokens in (train, held_out) if tokens is not None))
+    longest = int(max(tokens.lengths.max() for tokens in (sets.sample, sets.held_out) if tokens is not None))
     length = config.model.max_length or longest
-    train, held_out, masks, warnings = _gated(config, chat, train, held_out, length)
-
+    sample, held_out, masks, warnings = _gated(config, chat, sets, length)
     listen(Stage("plan", str(config.model.name)))
-    plan, machine = _decided(config, located, train, held_out, longest)
-    if int(plan.config.model.max_length or length) < length:  # the model's own limit
-        train, held_out, masks, warnings = _gated(config, chat, train, held_out, int(plan.config.model.max_length or length))
-    report = {name: data.report for name, data in encoded.items()}
-    report["masks"] = {
+    plan, machine = _decided(config, located, sets, sample, held_out, longest)
+    decided = int(plan.config.model.max_length or length)
+    if decided < length:  # the model's own limit
+        sample, held_out, masks, warnings = _gated(config, chat, sets, decided)
+    train = sample
+    if isinstance(sets.train, streaming.Stream):
+        train, sets.train.max_length = sets.train, decided
+    learned = {"masks": _mask_report(masks, held_out, sets.origin, longest, chat), "xray": _xray(sets, chat, decided)}
+    warnings = [*sets.warnings, *warnings, *plan.warnings]
+    listen(Planned(plan.to_dict() | {"machine": machine}))
+    for warning in warnings:
+        listen(Warned(warning))
+    return Material(
+        chat, located, train, held_out, sample if held_out is None else held_out, sets.report | learned, plan, warnings
+    )
+
+
+# --- reading -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Streamed:
+    path: str
+    survey: streaming.Survey
+    held_out: prepare.Read | None
+
+
+@dataclass(frozen=True)
+class _Whole:
+    parts: list[prepare.Read]
+    shares: list[float]
+    held_out: prepare.Read | None
+
+
+def _read(config: RunConfig, named: Any, apart: Any, listen: Listen) -> _Streamed | _Whole:
+    """Every row of every set, understood or refused. Needs neither torch nor a tokenizer."""
+    settings, seed = config.data, config.training.seed
+    first = next(iter(named))
+    stream = settings.streaming if settings.streaming is not None else streaming.is_large(first)
+    for spec in named:
+        listen(Stage("data", _data_name(spec)))
+    held_out = prepare.read(apart, settings, seed) if apart is not None else None
+    if stream:
+        if len(named) > 1 or not isinstance(first, str) or not Path(first).is_file():
+            fix = "name one JSON lines or Parquet file in data.train_file, or leave data.streaming out"
+            raise ConfigError(13, f"{_data_name(first)} cannot be streamed: it is not one local file", fix=fix)
+        hold_out = held_out is None and settings.validation_split != 0
+        return _Streamed(first, streaming.survey(first, settings, seed, hold_out=hold_out), held_out)
+    shares = list(named.values()) if isinstance(named, dict) else [1.0] * len(named)
+    return _Whole([prepare.read(spec, settings, seed) for spec in named], shares, held_out)
+
+
+def _in_memory(config: RunConfig, read: Any, chat: Any) -> _Sets:
+    settings, seed, known = config.data, config.training.seed, chat.fingerprint()
+    parts = [prepare.tokenize(part, settings, chat, known, seed) for part in read.parts]
+    data = parts[0] if len(parts) == 1 else prepare.mixed(parts, read.shares, seed)
+    apart = prepare.tokenize(read.held_out, settings, chat, known, seed) if read.held_out is not None else None
+    split = prepare.split(data, settings, seed, held_out=apart)
+    report = {"train": data.report | {"near_copies": split.near_copies}} | ({"held_out": apart.report} if apart else {})
+    warnings = [*(warning for part in report.values() for warning in part["warnings"]), *split.warnings]
+    place = apart.place if apart else data.place
+    return _Sets(split.train, split.held_out, split.train, split.origin, report, data.place, place, warnings)
+
+
+def _streamed(config: RunConfig, read: Any, chat: Any) -> _Sets:
+    settings, seed = config.data, config.training.seed
+    train = streaming.Stream(read.path, read.survey, settings, chat)
+    report = {"train": streaming.report(read.path, read.survey)}
+    sample = train.sample()
+    held_out: Any = sample
+    place: Callable[[int], str] = train.place
+    origin = f"{len(sample):,} of {sum(read.survey.usable):,} examples, chosen by the seed"
+    if read.held_out is not None:
+        apart = prepare.tokenize(read.held_out, settings, chat, chat.fingerprint(), seed)
+        held_out, origin, place = apart.tokens, str(apart.report["name"]), apart.place
+        report["held_out"] = apart.report
+    elif settings.validation_split == 0:
+        held_out, origin = None, "none: data.validation_split is 0"
+    warnings = [warning for part in report.values() for warning in part["warnings"]]
+    return _Sets(train, held_out, sample, origin, report, train.place, place, warnings)
+
+
+# --- the gate and the plan ---------------------------------------------------------------------------------
+
+
+def _gated(config: RunConfig, chat: Any, sets: _Sets, length: int) -> tuple[Any, Any, Any, list[str]]:
+    """Both sets cut to `length` and let through the gate, facts about the training masks, and warnings."""
+    texts = any("text" in str(part["format"]).split(" + ") for part in sets.report.values())
+    name, place = str(sets.report["train"]["name"]), sets.train_place
+    train, masks, warnings = gate(sets.sample, chat, config.data, name, length, place=place, texts=texts)
+    held_out = sets.held_out
+    if held_out is not None:
+        place = sets.held_out_place
+        held_out, _, more = gate(held_out, chat, config.data, "held-out rows", length, place=place, texts=texts)
+        warnings += [f"held out: {warning}" for warning in more]
+    return train, held_out, masks, warnings
+
+
+def _decided(config: RunConfig, located: Any, sets: _Sets, sample: Any, held_out: Any, longest: int) -> tuple[Plan, str]:
+    """The plan for this machine, and the machine's name. The first that needs torch."""
+    from llm_finetune_kit.hardware import this_machine
+    from llm_finetune_kit.models.facts import model_facts
+
+    streamed = isinstance(sets.train, streaming.Stream)
+    scale = len(sets.train) / len(sample) if streamed else 1.0  # of a streamed set only a sample is known
+    facts = DataFacts(
+        examples=len(sets.train) if streamed else len(sample),
+        held_out=len(held_out) if held_out is not None else 0,
+        tokens=round(scale * len(sample.ids)),
+        target_tokens=round(scale * int(sample.targets.sum())),
+        longest=longest,
+        streamed=streamed,
+    )
+    machine = this_machine(Path(config.output.output_dir))
+    return make_plan(config, machine, model_facts(located.folder, str(config.model.name)), facts), machine.name
+
+
+def _mask_report(masks: Any, held_out: Any, origin: str, longest: int, chat: Any) -> dict[str, Any]:
+    return {
         "examples": masks.examples,
         "tokens": masks.tokens,
         "target_tokens": masks.target_tokens,
@@ -75,37 +202,24 @@ def prepare_run(config: RunConfig, listen: Listen = ignore) -> Material:
         "longest": longest,
         "template": chat.source,
     }
-    warnings = [*(warning for data in encoded.values() for warning in data.report["warnings"]), *warnings, *plan.warnings]
-    listen(Planned(plan.to_dict() | {"machine": machine}))
-    for warning in warnings:
-        listen(Warned(warning))
-    return Material(chat, located, train, held_out, report, plan, warnings)
 
 
-def _gated(config: RunConfig, chat: Any, train: Any, held_out: Any, length: int) -> tuple[Any, Any, Any, list[str]]:
-    """Both sets cut to `length` and let through the gate, facts about the training masks, and warnings."""
-    train, masks, warnings = gate(train, chat, config.data, _data_name(config.data.train_file), length)
-    if held_out is not None:
-        held_out, _, more = gate(held_out, chat, config.data, "held-out rows", length)
-        warnings += [f"held out: {warning}" for warning in more]
-    return train, held_out, masks, warnings
+def _xray(sets: _Sets, chat: Any, length: int) -> dict[str, Any]:
+    """A few training examples token by token as they are computed, for the report, and counts over all of them."""
+    from llm_finetune_kit.data.xray import totals, xray
 
-
-def _decided(config: RunConfig, located: Any, train: Any, held_out: Any, longest: int) -> tuple[Plan, str]:
-    """The plan for this machine, and the machine's name. The first that needs torch."""
-    from llm_finetune_kit.hardware import this_machine
-    from llm_finetune_kit.models.facts import model_facts
-
-    facts = DataFacts(
-        examples=len(train),
-        held_out=len(held_out) if held_out is not None else 0,
-        tokens=len(train.ids),
-        target_tokens=int(train.targets.sum()),
-        longest=longest,
-    )
-    machine = this_machine(Path(config.output.output_dir))
-    return make_plan(config, machine, model_facts(located.folder, str(config.model.name)), facts), machine.name
+    short = [index for index, count in enumerate(sets.sample.lengths[:1000]) if count <= LONGEST_XRAY]
+    examples = xray(sets.sample, length, chat, short[:XRAYED])
+    shown = [
+        {
+            "place": sets.train_place(example.row),
+            "row": example.row,
+            "tokens": [[token.id, token.text, token.state] for token in example.tokens],
+        }
+        for example in examples
+    ]
+    return {"totals": asdict(totals(sets.sample, length)), "examples": shown}
 
 
 def _data_name(data: Any) -> str:
-    return data if isinstance(data, str) else f"{len(data)} rows"
+    return data if isinstance(data, str) else f"{len(data)} rows" if isinstance(data, list) else type(data).__name__

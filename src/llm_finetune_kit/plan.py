@@ -21,13 +21,14 @@ LOGITS = 4 * 30_000_000  # the loss head's workspace, see training/step.py
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Counts of the data after masking; token counts are before cutting to max_length."""
+    """Counts of the data after masking; of streamed data all but `examples` are known from a sample."""
 
     examples: int
     held_out: int
     tokens: int
     target_tokens: int
     longest: int
+    streamed: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def make_plan(config: RunConfig, machine: Any, model: Any, data: DataFacts) -> P
         return choice.value
 
     training = config.training
+    streaming = decide("data.streaming", config.data.streaming, data.streamed, _why_streamed(data))
     dtype = decide("model.dtype", config.model.dtype, *_dtype(machine))
     length = _max_length(config, model, data)
     max_length = decide("model.max_length", config.model.max_length, *length)
@@ -109,6 +111,7 @@ def make_plan(config: RunConfig, machine: Any, model: Any, data: DataFacts) -> P
             "training.early_stopping_patience", patience, 3, "three evaluations without improvement are no accident"
         )
     decided = adapter | {
+        "data.streaming": streaming,
         "model.dtype": dtype,
         "model.max_length": max_length,
         "training.learning_rate": rate,
@@ -142,7 +145,13 @@ def _dtype(machine: Any) -> tuple[str, str]:
     return "float32", f"{machine.why_bfloat16}, and float16 needs loss scaling"
 
 
+def _why_streamed(data: DataFacts) -> str:
+    return "the file is large, so rows are read as they are needed" if data.streamed else "the rows fit into memory"
+
+
 def _max_length(config: RunConfig, model: Any, data: DataFacts) -> tuple[int, str]:
+    if data.streamed and 2 * data.longest < model.positions:
+        return 2 * data.longest, "twice the longest of the sampled examples, as the others are not known yet"
     if data.longest <= model.positions:
         return data.longest, "the longest example; nothing is cut, and short ones cost nothing extra"
     return model.positions, f"the model's limit; the longest example has {data.longest:,} tokens"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetune_kit.config import RunConfig
+from llm_finetune_kit.data.cache import file_fingerprint
 from llm_finetune_kit.errors import DataError, Interrupted, KitError, ModelError, TrainingError, UsageError
 from llm_finetune_kit.events import (
     Event,
@@ -84,21 +85,32 @@ def resume(folder: RunFolder, listen: Listen = ignore, *, max_steps: int | None 
     if max_steps is not None:
         config = changed(config, {"training.max_steps": max_steps})
     with folder.locked():
+        for name, was in resolved["data_files"].items():
+            _must_be(was, file_fingerprint(Path(name)) if Path(name).is_file() else None, name)
         material = prepare_run(config, listen)
         for name, was in resolved["data_fingerprints"].items():
-            now = material.report[name]["fingerprint"]
-            if was != now:
-                raise DataError(
-                    50,
-                    "has changed since the run began",
-                    where=str(material.report[name]["name"]),
-                    why=f"its SHA-256 was {was[:12]}… and is {now[:12]}…",
-                    fix="put the old file back, or start a new run",
-                )
+            _must_be(was, material.report[name]["fingerprint"], str(material.report[name]["name"]))
         if max_steps is not None:  # where it is to end now, for a resume after this one
             resolved["config"]["training"]["max_steps"] = max_steps
             write_json(folder.path / RESOLVED, resolved)
         return _train(folder, material, listen)
+
+
+def _must_be(was: str, now: str | None, name: str) -> None:
+    """Raises DataError if a data set is not what it was when the run began."""
+    if now is None:
+        raise DataError(50, "is no longer there", where=name, fix="put the file back, or start a new run")
+    if was != now:
+        why = f"its SHA-256 was {was[:12]}… and is {now[:12]}…"
+        raise DataError(
+            50, "has changed since the run began", where=name, why=why, fix="put the old file back, or start a new run"
+        )
+
+
+def _data_files(report: dict[str, Any]) -> dict[str, str]:
+    """Every single file that the run reads, with the SHA-256 of its bytes."""
+    parts = [part for whole in report.values() for part in (whole, *whole.get("parts", ()))]
+    return {part["name"]: part["fingerprint"] for part in parts if "name" in part and Path(part["name"]).is_file()}
 
 
 def _keep_rows(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
@@ -133,6 +145,7 @@ def _write_start(folder: RunFolder, config: RunConfig, material: Material) -> No
             "config": decided.model_dump(mode="json"),
             "choices": [vars(choice) for choice in material.plan.choices],
             "data_fingerprints": {name: part["fingerprint"] for name, part in material.report.items() if "fingerprint" in part},
+            "data_files": _data_files(material.report),
             "base_model": material.located.name,
             "versions": versions(),
             "machine": {"system": platform.platform(), "device": material.plan.device},
@@ -249,7 +262,7 @@ def _prompts(material: Material) -> list[tuple[list[int], str, str]]:
     chat, asked = material.chat, material.plan.config.evaluation.prompts
     if asked:
         return [(chat.prompt_ids([{"role": "user", "content": text}]), text, "") for text in asked]
-    tokens = material.held_out if material.held_out is not None else material.train
+    tokens = material.shown
     found = []
     for index in range(min(MOST_SAMPLES, len(tokens))):
         ids, trained = tokens.example(index)

@@ -226,6 +226,8 @@ def expected(path: str) -> str:
             words.append(f"{', '.join(most)} or {last}" if most else last)
         elif get_origin(kind) is list:
             words.append("a list of rows" if get_args(kind) != (str,) else "a list such as [a, b]")
+        elif get_origin(kind) is dict:
+            words.append("a table such as {a: 2, b: 1}" if get_args(kind)[1] is float else "a table such as {a: b}")
         elif kind is str:
             words.append("a plain name (no slash, no dot in front)" if limits == "pattern" else "text")
         else:

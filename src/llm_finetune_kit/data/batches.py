@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,14 @@ def step_examples(examples: int, per_step: int, seed: int, step: int) -> np.ndar
     """The examples of a step (counted from 0): a function of its arguments alone, so a resume needs no state."""
     epoch, position = divmod(step, steps_per_epoch(examples, per_step))
     return order(examples, seed, epoch)[position * per_step : (position + 1) * per_step]
+
+
+def step_tokens(train: Any, per_step: int, seed: int, step: int) -> Tokens:
+    """The examples of a step (counted from 0) of `Tokens` in memory or of a `streaming.Stream`."""
+    if isinstance(train, Tokens):
+        return train.select(step_examples(len(train), per_step, seed, step))
+    found: Tokens = train.take(per_step, seed, step)
+    return found
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ import numpy as np
 
 from llm_finetune_kit.data.masks import Tokens
 
-VERSION = 3  # of masks, formats and templates: raise it when the same input would become other tokens
+VERSION = 4  # of masks, formats and templates: raise it when the same input would become other tokens
 
 
 def cache_home() -> Path:
@@ -42,28 +46,100 @@ def entry(fingerprint: str, settings: dict[str, Any]) -> Path:
     return cache_home() / "tokens" / f"{fingerprint[:32]}-{key[:32]}.safetensors"
 
 
-def load(path: Path) -> tuple[Tokens, dict[str, Any]] | None:
-    """The tokens and the report that were stored, or None if there is no sound entry."""
+def load(path: Path) -> tuple[Tokens, np.ndarray, dict[str, Any]] | None:
+    """Tokens, sketches (see `similar.sketch`) and the report that were stored, or None if there is no sound entry."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="np") as file:
             report = json.loads(file.metadata()["report"])
-            arrays = {name: file.get_tensor(name) for name in ("ids", "trained", "starts", "rows")}
+            arrays = {name: file.get_tensor(name) for name in ("ids", "trained", "starts", "rows", "sketches")}
     except (OSError, SafetensorError, KeyError, ValueError, TypeError):
         return None
-    return Tokens(arrays["ids"], arrays["trained"].astype(bool), arrays["starts"], arrays["rows"]), report
+    tokens = Tokens(arrays["ids"], arrays["trained"].astype(bool), arrays["starts"], arrays["rows"])
+    return tokens, arrays["sketches"], report
 
 
-def store(path: Path, tokens: Tokens, report: dict[str, Any]) -> None:
+def store(path: Path, tokens: Tokens, sketches: np.ndarray, report: dict[str, Any]) -> None:
     """Keep the tokens for the next run."""
     from safetensors.numpy import save_file
 
-    arrays = {"ids": tokens.ids, "trained": tokens.trained.astype(np.uint8), "starts": tokens.starts, "rows": tokens.rows}
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    arrays = {
+        "ids": tokens.ids,
+        "trained": tokens.trained.astype(np.uint8),
+        "starts": tokens.starts,
+        "rows": tokens.rows,
+        "sketches": sketches,
+    }
+    _put(path, lambda draft: save_file(arrays, draft, {"report": json.dumps(report)}))
+
+
+def load_json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def store_json(path: Path, content: dict[str, Any]) -> None:
+    _put(path, lambda draft: draft.write_text(json.dumps(content), encoding="utf-8"))
+
+
+def _put(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write beside the place and move there whole; who comes last of two wins, with the same content."""
+    from safetensors import SafetensorError
+
+    draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, draft, {"report": json.dumps(report)})
+        write(draft)
+        with open(draft, "rb") as file:
+            os.fsync(file.fileno())  # a power cut must not leave a whole name on a half content
         os.replace(draft, path)
-    except OSError:
-        draft.unlink(missing_ok=True)
+    except (OSError, SafetensorError):
+        with suppress(OSError):
+            draft.unlink()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of the cache, for people who look at it."""
+
+    path: Path
+    size_bytes: int
+    used: float  # seconds since 1970
+    data: str
+    examples: int | None  # None for what holds no tokens
+
+
+def entries() -> list[Entry]:
+    """All that is in the cache, the newest first; what was left behind by a killed process among it."""
+    from safetensors import SafetensorError, safe_open
+
+    found = []
+    for path in (cache_home() / "tokens").glob("*"):
+        data, examples = "unfinished" if path.suffix == ".part" else "survey" if path.suffix == ".survey" else "", None
+        try:
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="np") as file:
+                    report = json.loads(file.metadata()["report"])
+                data, examples = str(report.get("name", "")), int(report.get("examples", 0))
+            info = path.stat()
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+            continue
+        found.append(Entry(path, info.st_size, info.st_mtime, data, examples))
+    return sorted(found, key=lambda entry: -entry.used)
+
+
+def clear() -> tuple[int, int]:
+    """Remove all entries; how many there were, and their bytes. A run that reads one of them keeps it open."""
+    removed = size = 0
+    for path in (cache_home() / "tokens").glob("*"):
+        try:
+            bytes_of_it = path.stat().st_size
+            path.unlink()
+        except OSError:
+            continue
+        removed, size = removed + 1, size + bytes_of_it
+    return removed, size

@@ -11,20 +11,28 @@ from pathlib import Path
 from llm_finetune_kit.errors import DataError, nearest
 
 SIZE_LIMIT = 2 * 1024**3  # bytes, also after gunzip: a file is read whole
+LINE_LIMIT = 64 * 1024**2  # bytes of one line of JSON lines or of a table: no row to train on is longer
+NAMED_SETS = ("alpaca", "daily_dialog", "both")  # data sets with a name of their own, beside samples
 LISTED = 10  # faulty lines named in one message
 
 KINDS = {
     ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv", ".tab": "tsv",
-    ".txt": "text", ".text": "text", ".md": "text",
+    ".txt": "text", ".text": "text", ".md": "text", ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow",
 }  # fmt: skip
 BINARY = {
-    b"PAR1": "a Parquet file", b"ARROW1": "an Arrow file", b"PK\x03\x04": "a zip archive or an Excel workbook",
+    b"FEA1": "a Feather file of the first version", b"PK\x03\x04": "a zip archive or an Excel workbook",
     b"\x28\xb5\x2f\xfd": "a zstd archive", b"BZh": "a bzip2 archive", b"\xfd7zXZ": "an xz archive",
     b"%PDF": "a PDF file", b"SQLite format 3": "an SQLite database",
 }  # fmt: skip
 WIDE_MARKS = {
     b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16",
 }  # fmt: skip
+
+
+ENCODINGS = [
+    "cp1252", "gb18030", "big5", "shift_jis", "euc_jp", "euc_kr", "cp1250", "cp1251", "koi8_r", "cp1253", "cp1254", "cp1255",
+    "cp1256",
+]  # fmt: skip
 
 
 def sample_names() -> list[str]:
@@ -43,11 +51,11 @@ def read_file(path: Path, name: str) -> bytes:
     try:
         info = os.stat(path)
         if not stat.S_ISREG(info.st_mode):
-            raise _not_a_file(path, name, info.st_mode)
+            raise _not_a_file(name, info.st_mode)
         if info.st_size > SIZE_LIMIT:
             raise _too_large(name, f"has {info.st_size / 1024**3:.1f} GB")
         with open(path, "rb") as file:
-            raw = file.read(SIZE_LIMIT + 1)
+            raw = file.read(info.st_size + 1)
     except FileNotFoundError:
         raise _missing(path, name) from None
     except PermissionError:
@@ -60,12 +68,8 @@ def read_file(path: Path, name: str) -> bytes:
     return raw
 
 
-def _not_a_file(path: Path, name: str, mode: int) -> DataError:
-    if stat.S_ISDIR(mode):
-        inside = [entry for entry in _entries(path) if Path(entry.removesuffix(".gz")).suffix in KINDS]
-        seen = f"one of its files: {', '.join(inside[:LISTED])}" if inside else "a file; it holds no data file"
-        return DataError(22, "is a folder, not a file", where=name, fix=f"name {seen}")
-    kinds = {stat.S_IFIFO: "a pipe (FIFO)", stat.S_IFSOCK: "a socket"}
+def _not_a_file(name: str, mode: int) -> DataError:
+    kinds = {stat.S_IFIFO: "a pipe (FIFO)", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
     what = kinds.get(stat.S_IFMT(mode), "a device")
     return DataError(23, f"is {what}, not a file", where=name, fix="write the data into a regular file first")
 
@@ -74,21 +78,30 @@ def _too_large(name: str, size: str) -> DataError:
     return DataError(26, f"{size}, more than the limit of 2 GB", where=name, why="files are read whole", fix="split the file")
 
 
+def looks_like_hub_id(path: Path, name: str) -> bool:
+    """Whether a name that is no file here has the form owner/name; where a folder `owner` exists, a file was meant."""
+    owner = name.partition("/")[0]
+    form = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) and path.suffix not in (*KINDS, ".gz")
+    return bool(form) and not (os.path.isdir(path.parent) or owner in (".", ".."))
+
+
 def _missing(path: Path, name: str) -> DataError:
     if path.is_symlink():
         target = os.readlink(path)
         return DataError(24, f"is a link to '{target}', which does not exist", where=name, fix="repair the link")
-    if re.match(r"https?://", name):
+    if re.match(r"\w+://", name):
         return DataError(21, "web addresses are not read", where=name, fix="download the file and name it here")
-    near = nearest(path.name, _entries(path.parent), 3)
+    if name == "both":
+        fix = "name it in data.train_file of a run, or name one of the two here"
+        return DataError(21, "'both' stands for alpaca and daily_dialog mixed, and is no single set of rows", fix=fix)
+    near = nearest(path.name, [*_entries(path.parent), *NAMED_SETS], 3)
     sample = [f"sample:{name}"] if name in sample_names() else []
     guess = f"did you mean {' or '.join(sample + near)}? " if sample or near else ""
-    owner, _, rest = name.partition("/")
-    bare = re.fullmatch(r"[\w-]+|[\w.-]+/[\w.-]+", name) and path.suffix not in (*KINDS, ".gz")
-    if bare and not (rest and (path.parent.is_dir() or owner in (".", ".."))):
-        problem = f"'{name}' is no file here, and hub datasets are not read yet"
-        return DataError(21, problem, fix=f"{guess}give a local file, or one of {samples_in_words()}")
-    if not path.parent.is_dir():
+    if re.fullmatch(r"[\w-]+", name):
+        problem = f"'{name}' is no file here and no data set known by name"
+        known = f"{', '.join(NAMED_SETS)}, {samples_in_words()}"
+        return DataError(21, problem, fix=f"{guess}give a local file, a hub dataset as owner/name, or one of {known}")
+    if not os.path.isdir(path.parent):
         return DataError(20, f"the folder '{path.parent}' does not exist", where=name, fix="check the path")
     return DataError(20, "there is no such file", where=name, fix=guess.strip() or "check the path")
 
@@ -137,9 +150,9 @@ def decode(raw: bytes, name: str) -> str:
             problem = f"ends in the middle of a character (byte {error.start}, line {line})"
             fix = "the file was cut short: copy or download it again"
             raise DataError(28, problem, where=name, fix=fix) from None
-        guess = _narrow_guess(raw)
+        guess = _narrow_guess(raw, error.start)
         problem = f"is not UTF-8: byte 0x{raw[error.start]:02X} at offset {error.start}, line {line}, column {column}"
-        raise _wrong_encoding(name, f"{problem}; it looks like {guess}", guess) from None
+        raise _wrong_encoding(name, f"{problem}; it looks like {guess}" if guess else problem, guess) from None
     nul = text.find("\0")
     if nul >= 0:
         line, column = line_and_column(text, nul)
@@ -161,16 +174,41 @@ def _wide_guess(raw: bytes) -> str:
     return "UTF-16BE" if low > high else "UTF-16LE"
 
 
-def _narrow_guess(raw: bytes) -> str:
-    """GBK writes its characters in pairs of bytes; Windows-1252, like Latin-1, in single ones."""
-    runs = re.findall(rb"[\x80-\xff]+", raw[:1_000_000])
-    paired = sum(len(run) % 2 == 0 for run in runs)
-    return "GBK" if runs and paired > 0.8 * len(runs) else "Windows-1252"
+def _narrow_guess(raw: bytes, fault: int) -> str:
+    """The likeliest encoding of the text around the byte that is no UTF-8; nothing where none fits."""
+    from charset_normalizer import from_bytes
+
+    start = raw.rfind(b"\n", 0, max(0, fault - 1000)) + 1
+    end = raw.find(b"\n", fault + 20_000)
+    found = from_bytes(raw[start : end if end > 0 else fault + 200_000], cp_isolation=ENCODINGS)
+    best = found.best()
+    if best is None:
+        return ""
+    # Of encodings that fit as well, or give the same text, the most usual one is named.
+    equal = [one for one in found if one.chaos <= best.chaos and one.coherence >= best.coherence]
+    fitting = {name for one in equal for name in one.could_be_from_charset}
+    coding = next(name for name in ENCODINGS if name in fitting)
+    return coding.upper().replace("CP125", "Windows-125").replace("_", "-")
 
 
 def _wrong_encoding(name: str, problem: str, coding: str) -> DataError:
     asked = f"'{name}'" if not name.endswith(".gz") else f"<(zcat '{name}')"
-    return DataError(28, problem, where=name, fix=f"iconv -f {coding.upper()} -t UTF-8 {asked} > new-file")
+    known = coding.upper() or "ITS-ENCODING"
+    return DataError(28, problem, where=name, fix=f"iconv -f {known} -t UTF-8 {asked} > new-file")
+
+
+def refuse_long_lines(raw: bytes, name: str) -> None:
+    """DataError 67 if a line is longer than LINE_LIMIT; looks at one place in 64 MB only."""
+    start = 0
+    while len(raw) - start > LINE_LIMIT:
+        end = raw.rfind(b"\n", start, start + LINE_LIMIT + 1)
+        if end < 0:
+            end = raw.find(b"\n", start)
+            size = ((end if end >= 0 else len(raw)) - start) / 1024**2
+            line = raw.count(b"\n", 0, start) + 1
+            problem = f"is {size:.0f} MB long; the limit of one line is {LINE_LIMIT >> 20} MB"
+            raise DataError(67, problem, where=f"{name} line {line}", fix="split this row into several, or remove it")
+        start = end + 1
 
 
 def _line_and_column_of_byte(raw: bytes, offset: int) -> tuple[int, int]:

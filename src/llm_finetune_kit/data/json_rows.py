@@ -25,12 +25,12 @@ def is_json(text: str, start: int, kind: str) -> bool:
 # --- JSON lines --------------------------------------------------------------------------------------------
 
 
-def read_json_lines(text: str, name: str) -> tuple[list[dict[str, Any]], Sequence[int]]:
-    """Rows and their lines. Lines end at \\n only: other line separators occur inside texts."""
+def read_json_lines(text: str, name: str, first_line: int = 1) -> tuple[list[dict[str, Any]], Sequence[int]]:
+    """Rows and their lines, counted from `first_line`. Lines end at \\n only: other separators occur inside texts."""
     rows: list[dict[str, Any]] = []
     lines = array("L")
     bad: dict[int, Flaw | None] = {}
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(text.split("\n"), first_line):
         if not line or line.isspace():
             continue
         try:

@@ -1,37 +1,50 @@
-"""Where rows come from: a file, a sample of the package or a Python list, read whole and checked.
+"""Where rows come from: files, folders, samples, hub datasets and Python values, read whole and checked.
 
-Files hold a JSON list, JSON lines, CSV, TSV or plain text, each also gzipped; the content decides which,
-and the name only where the content leaves it open.
+Files hold a JSON list, JSON lines, CSV, TSV, Parquet, Arrow or plain text, each also gzipped; the content decides
+which, and the name only where the content leaves it open. What a user may write is told in spec.py.
 """
 
-# Faults of this module and of files.py, json_flaws.py, json_rows.py and table_rows.py (formats.py has 1 to 19):
+# Faults of this module and of files.py, contents.py, json_*.py and table_rows.py (formats.py has 1 to 19):
 #
 #   20  no such file                   28  not UTF-8                    35  NaN, Infinity, too large a number
-#   21  hub name or web address        29  NUL bytes                    36  lone surrogate
-#   22  folder instead of a file       30  damaged gzip                 37  nested too deep
+#   21  unknown name or web address    29  NUL bytes                    36  lone surrogate
+#   22  folder without a data file     30  damaged gzip                 37  nested too deep
 #   23  not a regular file             31  binary kind that is not read 38  not a list of objects
-#   24  broken link                    32  kind cannot be told          39  CSV structure
+#   24  broken link                    32  kind cannot be told          39  structure of a table
 #   25  no permission, or unreadable   33  broken JSON                  40  unknown sample
 #   26  too large                      34  duplicate key                41  rows in Python that JSON cannot hold
-#   27  empty
+#   27  empty                          67  a line is too long           68  the name has parts that mean nothing here
+#
+#   60, 61 spec.py      62, 63 folders.py      64 to 66 columnar.py      70 to 76 hub_rows.py
 
 from __future__ import annotations
 
 import hashlib
-import json
+import os
+from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from llm_finetune_kit.data.files import KINDS, LISTED, decode, gunzip, read_file, sample_names, samples_in_words
-from llm_finetune_kit.data.json_flaws import first_flaw, in_words, is_sound, skip
-from llm_finetune_kit.data.json_rows import is_json, lines_of_rows, read_json_lines, read_json_list
-from llm_finetune_kit.data.table_rows import read_documents, read_table
+from llm_finetune_kit.data.contents import columnar_rows, text_in, text_rows
+from llm_finetune_kit.data.files import LISTED, decode, gunzip, looks_like_hub_id, read_file, sample_names, samples_in_words
+from llm_finetune_kit.data.folders import files_of, part_beside
+from llm_finetune_kit.data.json_rows import lines_of_rows
+from llm_finetune_kit.data.python_rows import part_to_hold_out, rows_of
+from llm_finetune_kit.data.spec import FORM, Spec, parse
 from llm_finetune_kit.errors import DataError, nearest
 
-KIND_NAMES = {"json": "a JSON list", "jsonl": "JSON lines", "csv": "CSV", "tsv": "TSV", "text": "plain text"}
+COUNTED = ("json", "parquet", "arrow", "hub")  # kinds whose rows have numbers instead of lines
+DIALOG_FILES = ("dialogues_text.txt", "dialogues_text.txt.gz", "daily_dialog")
+LOCAL_NAMES = {  # data sets with a name of their own, and what they are called where they were downloaded
+    "alpaca": ("alpaca_data.json", "alpaca_data.json.gz"),
+    "daily_dialog": DIALOG_FILES,
+    "dailydialog": DIALOG_FILES,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,27 +56,43 @@ class Source:
     fingerprint: str
     notes: list[str] = field(default_factory=list)
     kind: str = "rows"
-    lines: Sequence[int] = ()  # line on which each row begins; of a JSON list it is found only when needed
+    lines: Sequence[int] = ()  # line of each row, or its number from 1 where rows have no lines; () for 1, 2, 3...
     reread: Callable[[], str] | None = field(default=None, repr=False)
+    licence: str | None = None
+    shards: tuple[tuple[int, Source], ...] = field(default=(), repr=False)  # of several files: first row, and its places
 
     def place(self, index: int) -> str:
         """Row `index` as a person finds it: `train.jsonl line 1287`, `data.json row 12 (line 61)`, `rows[3]`."""
+        number = self._number(index)
+        if self.shards:
+            first, shard = self.shards[bisect_right(self.shards, number - 1, key=lambda shard: shard[0]) - 1]
+            return shard.place(number - 1 - first)
         if self.kind == "rows":
-            return f"rows[{index}]"
-        if self.kind != "json":
-            return f"{self.name} line {self.lines[index]}"
-        line = f" (line {self._list_lines[index]})" if index < len(self._list_lines) else ""
-        return f"{self.name} row {index + 1}{line}"
+            return f"rows[{number - 1}]"
+        if self.kind not in COUNTED:
+            return f"{self.name} line {number}"
+        line = f" (line {self._list_lines[number - 1]})" if number <= len(self._list_lines) else ""
+        return f"{self.name} row {number}{line}"
 
     def spots(self, indices: Sequence[int]) -> str:
         """Several rows in short, at most ten: `lines 1290, 1302`."""
-        shown = [f"rows[{i}]" if self.kind == "rows" else str(self._number(i)) for i in indices[:LISTED]]
-        word = {"rows": "", "json": "row"}.get(self.kind, "line")
-        plural = "s" if word and len(indices) > 1 else ""
-        return f"{word}{plural} ".lstrip() + ", ".join(shown) + (", ..." if len(indices) > LISTED else "")
+        more = ", ..." if len(indices) > LISTED else ""
+        if self.shards or self.kind == "rows":
+            return ", ".join(self.place(index) for index in indices[:LISTED]) + more
+        word = ("row" if self.kind in COUNTED else "line") + ("s" if len(indices) > 1 else "")
+        return f"{word} {', '.join(str(self._number(index)) for index in indices[:LISTED])}{more}"
+
+    def only(self, chosen: Sequence[int]) -> Source:
+        """The rows `chosen` alone, which keep their places."""
+        if len(chosen) == len(self.rows):
+            return self
+        rows = [self.rows[index] for index in chosen]
+        lines = array("L", (self._number(index) for index in chosen))
+        digest = hashlib.sha256(f"{self.fingerprint} {list(chosen)}".encode()).hexdigest()
+        return replace(self, rows=rows, lines=lines, fingerprint=digest)
 
     def _number(self, index: int) -> int:
-        return index + 1 if self.kind == "json" else self.lines[index]
+        return self.lines[index] if self.lines else index + 1
 
     @cached_property
     def _list_lines(self) -> list[int]:
@@ -75,17 +104,112 @@ class Source:
             return []
 
 
-def read_source(spec: str | list[Any] | Path, *, base: Path | None = None) -> Source:
-    """The rows of a file (looked up in `base`), of `sample:NAME`, or of a list of dicts or texts."""
-    if isinstance(spec, list):
-        return _from_list(spec)
-    name = str(spec)
-    if name.startswith("sample:"):
-        return _from_sample(name)
-    if not name.strip():
-        raise DataError(20, "no data file is named", fix=f"give a local file, or one of {samples_in_words()}")
-    path = Path(base or "") / Path(name).expanduser() if name.startswith("~") else Path(base or "") / name
+def read_source(spec: Any, *, base: Path | None = None, seed: int = 42) -> Source:
+    """The rows that `spec` names (see spec.py; files are looked up in `base`), or that it holds as a Python value.
+
+    `seed` decides which rows `#N` takes. Raises DataError, and MachineError where the hub cannot be reached.
+    """
+    if not isinstance(spec, str | Path):
+        rows, canonical, notes = rows_of(spec)
+        return Source("rows", rows, hashlib.sha256(canonical.encode()).hexdigest(), notes)
+    asked = _parsed(spec, base)
+    found = _found(asked, base)
+    if found is None:
+        from llm_finetune_kit.data.hub_rows import read_hub
+
+        hub = read_hub(asked, seed)
+        return Source(hub.name, hub.rows, hub.fingerprint, hub.notes, "hub", hub.numbers, licence=hub.licence)
+    source = _read_local(asked, found, base)
+    chosen = asked.choose(len(source.rows), seed)
+    said = asked.said(len(chosen), len(source.rows), seed)
+    return replace(source.only(chosen), notes=[*source.notes, *said])
+
+
+def held_out_beside(spec: Any, *, base: Path | None = None) -> Any | None:
+    """The validation (else test) part beside a training part, as a spec or, of a DatasetDict, as a value.
+
+    None where there is none: for a file, and where the spec names another part than the training part.
+    """
+    if not isinstance(spec, str | Path):
+        return part_to_hold_out(spec)
+    asked = _parsed(spec, base)
+    found = _found(asked, base)
+    if found is None:
+        from llm_finetune_kit.data.hub_rows import hub_part_beside
+
+        return hub_part_beside(asked)
+    if asked.base.startswith("sample:") or not os.path.isdir(found):
+        return None
+    part = part_beside(found, asked.parts[0] if asked.parts else None)
+    return f"{asked.base}:{part}" if part else None
+
+
+def _parsed(spec: str | Path, base: Path | None) -> Spec:
+    if not str(spec).strip():
+        fix = f"give a local file or folder, a hub dataset as owner/name, or one of {samples_in_words()}"
+        raise DataError(20, "no data file is named", fix=fix)
+    return parse(str(spec), lambda name: bool(name) and os.path.lexists(_path(name, base)))
+
+
+def _path(name: str, base: Path | None) -> Path:
+    return Path(base or "") / os.path.expanduser(name)
+
+
+def _found(asked: Spec, base: Path | None) -> Path | None:
+    """The local file, folder or (for an error) path that is meant; None for what the hub has."""
+    path = _path(asked.base, base)
+    if os.path.lexists(path) or asked.base.startswith("sample:"):
+        return path
+    if asked.base in LOCAL_NAMES:
+        places = [_path(f"{folder}{name}", base) for folder in ("", "data/") for name in LOCAL_NAMES[asked.base]]
+        return next((place for place in places if os.path.exists(place)), None)
+    return None if looks_like_hub_id(path, asked.base) else path
+
+
+# --- files, folders and samples ----------------------------------------------------------------------------
+
+
+def _read_local(asked: Spec, path: Path, base: Path | None) -> Source:
+    if asked.base.startswith("sample:"):
+        _refuse_parts(asked)
+        return _from_sample(asked.base)
+    if asked.base in LOCAL_NAMES and path != _path(asked.base, base):  # the set is here under another name
+        from llm_finetune_kit.data.hub_rows import licence_of
+
+        source = _read_local(replace(asked, base=str(path)), path, base)
+        licence, said = licence_of(asked.base)
+        return replace(source, notes=[f"{asked.base} is read from {path}", *source.notes, *said], licence=licence)
+    if not os.path.isdir(path):
+        _refuse_parts(asked)
+        return _from_bytes(asked.base, path.name, lambda: read_file(path, asked.base))
+    if len(asked.parts) > 1:
+        raise DataError(68, f"a folder has no config ('{asked.parts[0]}')", where=asked.text, fix="name it as folder:split")
+    files = files_of(path, asked.base, asked.parts[0] if asked.parts else None)
+    names = [f"{asked.base.rstrip('/')}/{file.relative_to(path).as_posix()}" for file in files]
+    return _joined(asked.base, [_from_file(file, name) for file, name in zip(files, names, strict=True)])
+
+
+def _from_file(path: Path, name: str) -> Source:
     return _from_bytes(name, path.name, lambda: read_file(path, name))
+
+
+def _refuse_parts(asked: Spec) -> None:
+    if asked.parts:
+        problem = f"'{asked.base}' has no part '{':'.join(asked.parts)}': only folders and hub datasets have parts"
+        raise DataError(68, problem, where=asked.text, fix=f"write {FORM}")
+
+
+def _joined(name: str, sources: list[Source]) -> Source:
+    """Several files as one source, in their order."""
+    if len(sources) == 1:
+        return sources[0]
+    rows = [row for source in sources for row in source.rows]
+    digest = hashlib.sha256(" ".join(source.fingerprint for source in sources).encode()).hexdigest()
+    files = ", ".join(Path(source.name).name for source in sources[:LISTED]) + (", ..." if len(sources) > LISTED else "")
+    notes = [f"{name}: {len(sources)} files are read as one: {files}", *(note for source in sources for note in source.notes)]
+    firsts = accumulate((len(source.rows) for source in sources), initial=0)
+    shards = tuple((first, replace(source, rows=[])) for first, source in zip(firsts, sources, strict=False))
+    return Source(name, rows, digest, notes, "files", shards=shards)
 
 
 def _from_sample(name: str) -> Source:
@@ -103,85 +227,17 @@ def _from_sample(name: str) -> Source:
 def _from_bytes(name: str, file_name: str, read: Callable[[], bytes]) -> Source:
     raw = read()
     fingerprint = hashlib.sha256(raw).hexdigest()
-    text = decode(gunzip(raw, name), name)
-    del raw
-    kind, note = _kind(text, Path(file_name.lower().removesuffix(".gz")).suffix, name)
-    rows, lines, more = _read_text(text, kind, name)
+    raw = gunzip(raw, name)
+    if columnar := columnar_rows(raw, file_name, name):
+        kind, rows, notes = columnar
+        return Source(name, rows, fingerprint, notes, kind)
+    text = text_in(raw, file_name, name)
+    del raw  # memory: the rows are made from the text alone
+    kind, rows, lines, notes = text_rows(text, file_name, name)
 
     def reread() -> str:
         again = read()
         same = hashlib.sha256(again).hexdigest() == fingerprint
         return decode(gunzip(again, name), name) if same else ""
 
-    return Source(name, rows, fingerprint, [*note, *more], kind, lines, reread)
-
-
-def _read_text(text: str, kind: str, name: str) -> tuple[list[dict[str, Any]], Sequence[int], list[str]]:
-    if kind == "json":
-        return read_json_list(text, name), (), []
-    if kind == "jsonl":
-        return *read_json_lines(text, name), []
-    if kind == "text":
-        return read_documents(text, name)
-    return *read_table(text, "," if kind == "csv" else "\t", name), []
-
-
-def _kind(text: str, suffix: str, name: str) -> tuple[str, list[str]]:
-    """What the text holds, and a note if its name says otherwise."""
-    start = skip(text, 0)
-    named = KINDS.get(suffix)
-    found = {"[": "json", "{": "jsonl"}.get(text[start])
-    if found and named in ("csv", "tsv", "text") and not is_json(text, start, found):
-        found = None
-    if named == "csv" and not found:
-        header = text[start:].partition("\n")[0]
-        found = "tsv" if "\t" in header and "," not in header else None
-    kind = found or named
-    if kind is None:
-        fix = f"name it by what it holds: {', '.join(KINDS)}"
-        raise DataError(32, f"the kind of file cannot be told from the name ending '{suffix}'", where=name, fix=fix)
-    kind = "jsonl" if kind == "json" and not found else kind  # such a file fails, with the line named
-    odd = found and named and found != named
-    return kind, [f"{name} holds {KIND_NAMES[kind]} although its name ends in {suffix}"] if odd else []
-
-
-# --- rows in Python ----------------------------------------------------------------------------------------
-
-
-def _from_list(values: list[Any]) -> Source:
-    if not values:
-        raise DataError(27, "the list of rows is empty", where="rows", fix="give at least one row")
-    rows = [{"text": value} if isinstance(value, str) else value for value in values]
-    for index, row in enumerate(rows):
-        if not isinstance(row, dict):
-            problem = f"is {in_words(row)}, not a dict or text"
-            raise DataError(38, problem, where=f"rows[{index}]", fix="give a list of dicts, or a list of texts")
-    try:
-        canonical = _canonical(rows)
-        sound = is_sound(rows, check_text=True) and all(type(key) is str for row in rows for key in row)
-    except (TypeError, ValueError, RecursionError):
-        sound = False
-    if not sound:
-        raise _bad_value(rows)
-    return Source("rows", rows, hashlib.sha256(canonical.encode()).hexdigest())
-
-
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def _bad_value(rows: list[Any]) -> DataError:
-    """The first row that JSON cannot hold, and why."""
-    for index, row in enumerate(rows):
-        where = f"rows[{index}]"
-        try:
-            reason = next((f"the key {key!r} is not text" for key in row if type(key) is not str), "")
-            _canonical(row)
-        except (TypeError, ValueError, RecursionError) as error:
-            reason = reason or ("it is nested too deep" if isinstance(error, RecursionError) else str(error))
-        if reason:
-            fix = "use only dicts, lists, text, numbers, true or false and None"
-            return DataError(41, f"cannot be written as JSON: {reason}", where=where, fix=fix)
-        if flaw := first_flaw(row):
-            return DataError(flaw.number, flaw.problem, where=f"{where}, field {flaw.field}", fix=flaw.fix)
-    return DataError(41, "the rows cannot be written as JSON", where="rows", fix="use only JSON values")
+    return Source(name, rows, fingerprint, notes, kind, lines, reread if kind == "json" else None)

@@ -1,4 +1,4 @@
-"""Rows from CSV and TSV, and documents from plain text."""
+"""Rows from CSV and TSV, documents and dialogues from plain text."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from llm_finetune_kit.data.files import LISTED
 from llm_finetune_kit.errors import DataError
 
 SEPARATOR = "<|endoftext|>"
+UTTERANCE_END = "__eou__"  # how DailyDialog's files end an utterance
+DAILY_DIALOG = ("dialog", "topic", "act", "emotion")  # the columns of its table, which has no header
+LONG_LINE = 500  # characters: lines that are longer on average are documents, not lines of one
 
 
 def read_table(text: str, delimiter: str, name: str) -> tuple[list[dict[str, Any]], Sequence[int]]:
@@ -77,12 +80,43 @@ def _ragged(name: str, ragged: list[tuple[int, int]], due: int) -> DataError:
     return DataError(39, f"{found} columns where the header has {due}", where=f"{name} line {line}", why=why, fix=fix)
 
 
+# --- plain text --------------------------------------------------------------------------------------------
+
+
 def read_documents(text: str, name: str) -> tuple[list[dict[str, Any]], Sequence[int], list[str]]:
-    """Documents between markers, without blank ends; Windows line ends become plain ones."""
+    """Documents of plain text, or dialogues, their lines, and notes; Windows line ends become plain ones.
+
+    Separators divide documents if there are any. Without them, lines with `__eou__` are dialogues, lines of more
+    than 500 characters on average (and none blank) are a document each, and anything else is one document.
+    """
+    text = text.replace("\r\n", "\n")
+    if SEPARATOR in text:
+        return *_separated(text, name), []
+    filled = [(number, line.strip()) for number, line in enumerate(text.rstrip().split("\n"), 1)]
+    lines = [(number, line) for number, line in filled if line]
+    if 2 * sum(UTTERANCE_END in line for _, line in lines) >= len(lines):
+        rows: list[dict[str, Any]] = [{"dialog": _utterances(line)} for _, line in lines]
+        said = f"{name} is read as {len(rows):,} dialogues, one to a line, of utterances that end in {UTTERANCE_END}"
+    elif 1 < len(filled) == len(lines) and sum(len(line) for _, line in lines) > LONG_LINE * len(lines):
+        rows = [{"text": line} for _, line in lines]
+        said = f"{name} is read as {len(rows):,} documents, one to a line, as the lines are long"
+    else:
+        first = text[: len(text) - len(text.lstrip())].count("\n") + 1
+        said = f"{name} is read as one document; lines of {SEPARATOR} would separate several"
+        return [{"text": text.strip()}], [first], [said]
+    return rows, array("L", (number for number, _ in lines)), [said]
+
+
+def _utterances(text: str) -> list[str]:
+    parts = [part.strip() for part in text.split(UTTERANCE_END)]
+    return parts if parts[-1] else parts[:-1]
+
+
+def _separated(text: str, name: str) -> tuple[list[dict[str, Any]], Sequence[int]]:
     rows: list[dict[str, Any]] = []
     lines = array("L")
     line = 1
-    for part in text.replace("\r\n", "\n").split(SEPARATOR):
+    for part in text.split(SEPARATOR):
         document = part.strip()
         if document:
             rows.append({"text": document})
@@ -90,5 +124,41 @@ def read_documents(text: str, name: str) -> tuple[list[dict[str, Any]], Sequence
         line += part.count("\n")
     if not rows:
         raise DataError(27, f"there is nothing but {SEPARATOR}", where=name, fix="write text into the file")
-    one = f"{name} is read as one document; lines of {SEPARATOR} would separate several"
-    return rows, lines, [one] if len(rows) == 1 else []
+    return rows, lines
+
+
+# --- the table of DailyDialog ------------------------------------------------------------------------------
+
+
+def is_dialogue_table(text: str) -> bool:
+    """Whether the first line is a row like DailyDialog's: utterances, topic, acts and emotions between tabs."""
+    first = text.lstrip().partition("\n")[0].rstrip("\r").split("\t")
+    return len(first) == len(DAILY_DIALOG) and UTTERANCE_END in first[0]
+
+
+def read_dialogue_table(text: str, name: str) -> tuple[list[dict[str, Any]], Sequence[int], list[str]]:
+    """Rows with dialog (texts), topic, act and emotion (numbers, one for each utterance). No quoting, no header."""
+    rows: list[dict[str, Any]] = []
+    lines = array("L")
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            rows.append(_dialogue_row(line.rstrip("\r").split("\t"), f"{name} line {number}"))
+            lines.append(number)
+    columns = ", ".join(DAILY_DIALOG)
+    return rows, lines, [f"{name} has no header; its columns are read as those of DailyDialog: {columns}"]
+
+
+def _dialogue_row(cells: list[str], where: str) -> dict[str, Any]:
+    if len(cells) != len(DAILY_DIALOG):
+        problem = f"{len(cells)} columns where {len(DAILY_DIALOG)} are due"
+        raise DataError(39, problem, where=where, fix=f"write {', '.join(DAILY_DIALOG)}, with tabs between")
+    dialog = _utterances(cells[0])
+    try:
+        topic, acts, emotions = int(cells[1]), [int(word) for word in cells[2].split()], [int(word) for word in cells[3].split()]
+    except ValueError as error:
+        fix = "write topic, acts and emotions as numbers"
+        raise DataError(39, f"is no number: {str(error).rpartition(': ')[2]}", where=where, fix=fix) from None
+    if not len(dialog) == len(acts) == len(emotions):
+        problem = f"{len(dialog)} utterances, but {len(acts)} acts and {len(emotions)} emotions"
+        raise DataError(39, problem, where=where, fix="give each utterance one act and one emotion")
+    return dict(zip(DAILY_DIALOG, (dialog, topic, acts, emotions), strict=True))

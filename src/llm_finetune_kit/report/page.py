@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from llm_finetune_kit import config
+from llm_finetune_kit.data.xray import Totals, XrayExample, XrayToken
 from llm_finetune_kit.events import Finished
 from llm_finetune_kit.report import words
 from llm_finetune_kit.report.curve import loss_svg
 from llm_finetune_kit.report.figures import Figures, caution, legible
 from llm_finetune_kit.report.record import Record
+from llm_finetune_kit.report.xray_views import xray_html
 
 FILES = {
     "config.yaml": "what was asked",
@@ -74,6 +77,7 @@ def page(record: Record, folder: Path) -> str:
         memory=_memory(record.plan),
         sources=_sources(record.data),
         masks=_masks(record.data),
+        xray=_xray(record.data),
         files=_files(folder),
         versions=record.resolved.get("versions", {}),
     )
@@ -185,6 +189,17 @@ def _masks(data: dict[str, Any]) -> dict[str, Any] | None:
         return None
     share = 100 * masks["target_tokens"] / masks["tokens"]
     return {**masks, "share": share, "held_out_from": words.name(str(masks.get("held_out_from", "none")))}
+
+
+def _xray(data: dict[str, Any]) -> Markup | None:
+    """The first training examples, token by token."""
+    kept = data.get("xray")
+    if not kept:
+        return None
+    examples = [
+        XrayExample(one["row"], [XrayToken(*token) for token in one["tokens"]]) for one in kept["examples"]
+    ]
+    return Markup(xray_html(examples, Totals(**kept["totals"]), [words.name(one["place"]) for one in kept["examples"]]))
 
 
 def _files(folder: Path) -> list[tuple[str, str, str]]:

@@ -6,10 +6,11 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from llm_finetune_kit.data.batches import evaluation_passes, make_passes, step_examples, steps_per_epoch
+from llm_finetune_kit.data.batches import evaluation_passes, make_passes, step_tokens, steps_per_epoch
 from llm_finetune_kit.data.masks import Tokens
 from llm_finetune_kit.errors import TrainingError
 from llm_finetune_kit.events import Evaluated, Listen, Stepped
@@ -42,7 +43,7 @@ class Schedule:
 def fit(
     objective: Objective,
     optimizer: torch.optim.Optimizer,
-    train: Tokens,
+    train: Any,
     held_out: Tokens | None,
     schedule: Schedule,
     progress: Progress,
@@ -51,6 +52,8 @@ def fit(
     asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> str:
     """Train from `progress.step` to the end of the schedule and return why it ended.
+
+    `train` is a `masks.Tokens` or a `streaming.Stream`.
 
     Reasons: `all steps done`, `no improvement` (early stopping), `asked to stop` (saved at a step boundary).
     Raises TrainingError before the optimizer moves if the loss or a gradient is not finite.
@@ -79,15 +82,15 @@ def _due(step: int, every: int, last: int) -> bool:
 def _one_step(
     objective: Objective,
     optimizer: torch.optim.Optimizer,
-    train: Tokens,
+    train: Any,
     schedule: Schedule,
     progress: Progress,
     listen: Listen,
 ) -> None:
     started = time.perf_counter()
     rate = schedule.rates[progress.step]
-    examples = step_examples(len(train), schedule.examples_per_step, schedule.seed, progress.step)
-    passes = make_passes(train, examples, schedule.tokens_per_pass, packing=schedule.packing)
+    examples = step_tokens(train, schedule.examples_per_step, schedule.seed, progress.step)
+    passes = make_passes(examples, range(len(examples)), schedule.tokens_per_pass, packing=schedule.packing)
     objective.model.train()
     loss = float(accumulate(objective, passes))
     weights = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -97,7 +100,7 @@ def _one_step(
         raise TrainingError(
             1,
             f"the loss is {loss} and the gradient norm is {norm} at step {progress.step + 1}",
-            where="rows " + ", ".join(str(train.rows[index] + 1) for index in examples),
+            where="rows " + ", ".join(str(row + 1) for row in examples.rows),
             why="the optimizer was stopped before it moved, so the weights are those of the last step",
             fix="lower training.learning_rate, or set model.dtype=float32",
         )

@@ -1,0 +1,103 @@
+"""What the terminal's commands have in common: flags for knobs, and a parser whose errors help."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from llm_finetune_kit.config import ALIASES, RunConfig, knobs
+from llm_finetune_kit.errors import UsageError, nearest
+
+# Flags for the knobs people turn most; every other knob is set by `section.key=value`.
+FLAGS: dict[str, str] = {
+    "--model": "model.name",
+    "--data": "data.train_file",
+    "--eval-data": "data.eval_file",
+    "--method": "method",
+    "--max-steps": "training.max_steps",
+    "--epochs": "training.num_epochs",
+    "--batch-size": "training.batch_size",
+    "--gradient-accumulation-steps": "training.gradient_accumulation_steps",
+    "--learning-rate": "training.learning_rate",
+    "--max-length": "model.max_length",
+    "--max-samples": "data.max_samples",
+    "--lora-r": "lora.r",
+    "--seed": "training.seed",
+    "--output-dir": "output.output_dir",
+    "--run-name": "output.run_name",
+}
+SHORT = {"--model": "-m", "--data": "-d"}
+
+EXAMPLE_OF = {"--prompt": '--prompt "How do I reset my password?"', "--data": "--data sample:chat"}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors in our form and a hint for misspelt flags."""
+
+    def error(self, message: str) -> Any:
+        found = re.fullmatch(r"argument (\S+/)?(--\S+): expected one argument", message)
+        if found:
+            message = f"{found[2]} needs a value"
+        missing = re.fullmatch(r"the following arguments are required: (--\w+).*", message)
+        if missing:
+            raise UsageError(
+                2, f"{missing[1]} is missing", fix=f"for example: {self.prog} outputs/final {EXAMPLE_OF[missing[1]]}"
+            )
+        raise UsageError(2, message, fix=f"see `{self.prog} --help`")
+
+    def parse_all(self, words: list[str]) -> argparse.Namespace:
+        """The values of all words; flags and other words may stand in any order."""
+        options = [name for action in self._actions for name in action.option_strings]
+        for word in words:
+            flag = word.partition("=")[0]
+            if re.match(r"--\w", flag) and flag not in options:
+                raise UsageError(2, f"unknown option {flag}", fix=self._instead(flag, nearest(flag, options)))
+        found, unknown = self.parse_known_intermixed_args(words)
+        if unknown:
+            kind = "option" if unknown[0].startswith("-") else "word"
+            raise UsageError(2, f"unexpected {kind} {unknown[0]}", fix=f"see `{self.prog} --help`")
+        return found
+
+    def _instead(self, flag: str, near: list[str]) -> str:
+        """A knob that has no flag of this name is set by its path."""
+        name = flag.lstrip("-").replace("-", "_").replace("__", ".")
+        paths = [path for path in knobs() if name in (path, path.rpartition(".")[2])]
+        knob = paths[0] if paths else ALIASES.get(name)
+        if knob is None or not any(action.dest == "words" for action in self._actions):
+            return f"did you mean {near[0]}?" if near else f"see `{self.prog} --help`"
+        return next((f"write {ours} VALUE" for ours, path in FLAGS.items() if path == knob), f"write {knob}=VALUE")
+
+
+def asked_config(asked: argparse.Namespace, defaults: dict[str, Any] | None = None) -> RunConfig:
+    """The config that a file, flags and `key=value` words add up to; notes on other spellings go to stderr."""
+    from llm_finetune_kit.settings import load_config
+
+    files = [word for word in asked.words if "=" not in word]
+    if asked.config:
+        files.append(asked.config)
+    if len(files) > 1:
+        raise UsageError(2, f"more than one config file: {', '.join(files)}", fix="name one, and change it by section.key=value")
+    flags = [f"{knob}={value}" for knob in FLAGS.values() if (value := getattr(asked, knob)) is not None]
+    overrides = [word for word in asked.words if "=" in word]
+    config, notes = load_config(files[0] if files else None, [*flags, *overrides], defaults if not files else None)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    return config
+
+
+def file_and_config(words: Sequence[str], command: str) -> tuple[str, RunConfig]:
+    """The one file that the words name, and what their `section.key=value` set. Raises UsageError for none or two."""
+    from llm_finetune_kit.settings import load_config
+
+    knob_like = {word for word in words if word.partition("=")[0].replace("-", "_") in knobs() and "=" in word}
+    files = [word for word in words if word not in knob_like]
+    if len(files) != 1:
+        problem = "no data is named" if not files else f"more than one data set: {', '.join(files)}"
+        raise UsageError(2, problem, fix=f"for example: finetune data {command} train.jsonl")
+    config, notes = load_config(None, [word for word in words if word in knob_like])
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    return files[0], config

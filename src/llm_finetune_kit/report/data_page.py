@@ -1,0 +1,74 @@
+"""The quality report of a data set as one HTML file that needs no network and no scripts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import PackageLoader, StrictUndefined
+from jinja2.sandbox import SandboxedEnvironment
+from markupsafe import Markup
+
+from llm_finetune_kit.data.findings import KINDS
+from llm_finetune_kit.report.figures import legible
+
+TONES = {"error": "bad", "warning": "flat", "note": "open"}
+MEANING = {"error": "must be corrected", "warning": "worth a look", "note": "good to know"}
+
+
+def page(report: dict[str, Any], samples: list[str] | None = None, xray_html: str = "") -> str:
+    """`quality.QualityReport.to_dict()` to look at; `samples` are texts to show.
+
+    Everything is escaped but `xray_html`, the mask X-ray, which is inserted as it is.
+    """
+    environment = SandboxedEnvironment(
+        loader=PackageLoader("llm_finetune_kit", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["count"] = lambda number: f"{number:,}"
+    worst = next((found["severity"] for found in report["findings"]), "")
+    return legible(
+        environment.get_template("data_report.html.jinja").render(
+            report=report,
+            tone=TONES.get(worst, "good") if worst != "note" else "good",
+            findings=[
+                (found, KINDS[found["kind"]].title, TONES[found["severity"]], MEANING[found["severity"]], _share(found["share"]))
+                for found in report["findings"]
+            ],
+            tiles=_tiles(report),
+            scripts=_scripts(report["scripts"]),
+            samples=samples or [],
+            xray=Markup(xray_html),
+        )
+    )
+
+
+def _share(share: float) -> str:
+    percent = 100 * share
+    return f"{percent:.0f} %" if percent >= 10 else f"{percent:.1f} %" if percent >= 0.1 else "under 0.1 %"
+
+
+def _tiles(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The figures at the top: name, value, and one sentence for a learner."""
+    left_out = sum(reason["count"] for reason in report["dropped"])
+    tiles = [("Rows", f"{report['rows']:,}", f"{left_out:,} left out." if left_out else "All of them can be used.")]
+    length = report["lengths"].get("tokens")
+    unit = "Tokens" if length else "Characters"
+    length = length or report["lengths"]["characters"]
+    tiles.append((f"{unit} per example", f"{length['p50']:,}", f"in the middle; 95 % have at most {length['p95']:,}."))
+    cut = report["truncation"]
+    if cut:
+        share = cut["learned_tokens_cut"] / max(1, cut["learned_tokens"])
+        tiles.append(
+            ("Answers cut off", _share(share) if share else "none", f"of what is to be learned, at {cut['max_length']:,} tokens.")
+        )
+    serious = sum(found["severity"] != "note" for found in report["findings"])
+    tiles.append(("To look at", f"{serious}", f"and {len(report['findings']) - serious} remarks."))
+    return tiles
+
+
+def _scripts(scripts: dict[str, int]) -> list[tuple[str, int, float]]:
+    total = max(1, sum(scripts.values()))
+    return [(name, count, 100 * count / total) for name, count in scripts.items()]
