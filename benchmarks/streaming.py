@@ -18,19 +18,19 @@ import tempfile
 import time
 from pathlib import Path
 
-WORDS = Path(__file__).read_text(encoding="utf-8").split() + [f"word{index}" for index in range(5000)]
+WORDS = Path(__file__).read_text(encoding="utf-8").split() + [f"item {index}" for index in range(2000)]
 
 
 def generate(path: Path, size: int) -> int:
-    """Conversations of 40 to 400 words until the file has `size` bytes; how many there are."""
+    """Conversations of 20 to 120 words until the file has `size` bytes; how many there are."""
     generator = random.Random(7)
     written = rows = 0
     with open(path, "w", encoding="utf-8") as file:
         while written < size:
             lines = []
             for _ in range(2000):
-                words = generator.choices(WORDS, k=generator.randint(40, 400))
-                row = {"prompt": f"Question {rows}: {' '.join(words[:20])}", "response": " ".join(words[20:])}
+                words = generator.choices(WORDS, k=generator.randint(20, 120))
+                row = {"prompt": f"Question {rows}: {' '.join(words[:8])}", "response": " ".join(words[8:])}
                 lines.append(json.dumps(row) + "\n")
                 rows += 1
             text = "".join(lines)
@@ -53,6 +53,8 @@ def watched(command: list[str], *, until: str | None = None, log: Path) -> tuple
             if until and until in log.read_text(encoding="utf-8"):
                 child.kill()
             time.sleep(0.2)
+    if child.returncode and until is None:
+        sys.exit(log.read_text(encoding="utf-8")[-2000:])
     return time.perf_counter() - started, peak
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from llm_finetune_kit.data.formats import Example
 from llm_finetune_kit.data.gate import MaskFacts, gate, inspect
 from llm_finetune_kit.data.masks import Tokens, encode
 from llm_finetune_kit.errors import DataError
-from llm_finetune_kit.models.tokenizer import ChatTokenizer
+from llm_finetune_kit.models.tokenizer import ChatTokenizer, load_tokenizer
 
 pytestmark = pytest.mark.skipif(not SHARED.is_dir(), reason="the folder with real data is not here")
 
@@ -74,6 +75,24 @@ def test_raw_texts_pass_where_they_are_expected() -> None:
     assert gate(tokens, chat, DataSection(), "rows", 100, texts=True)[1].examples == 2
     with pytest.raises(DataError, match="learned"):
         gate(tokens, chat, DataSection(), "rows", 100)
+
+
+def test_a_model_taught_without_thoughts_is_asked_without_them(tmp_path: Path) -> None:
+    """Qwen 3's template puts an empty thought before such answers, but asks for a thought unless it is told not to."""
+    chat = _with_template(chat_of("trl/qwen3"), chat_of("trl/qwen3").template)
+    tokens = encoded(chat, SHORT)
+    ids, trained = tokens.example(0)
+    prompt = ids[: np.flatnonzero(trained)[0]].tolist()
+    assert chat.prompt_ids(SHORT[:-1]) != prompt
+    chat.thinking = gate(tokens, chat, DataSection(), "rows", 100)[1].thinking
+    assert chat.thinking is False
+    assert chat.prompt_ids(SHORT[:-1]) == prompt
+    chat.save(tmp_path)
+    assert load_tokenizer(tmp_path).prompt_ids(SHORT[:-1]) == prompt
+
+    thoughts = talk("1 + 1?", "<think>\none and one\n</think>\n\n2")
+    assert gated(chat, SHORT, thoughts)[1].thinking is None
+    assert gated(chat_of("trl/llama3"), SHORT)[1].thinking is None
 
 
 # --- mutations: each must trip it --------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from llm_finetune_kit.errors import ConfigError, DataError
 from llm_finetune_kit.models.locate import demo_folder
 from llm_finetune_kit.models.tokenizer import ChatTokenizer, load_tokenizer
 
-THINGS = "river mountain engine teacher window garden letter bridge station market planet doctor forest silver".split()
+THINGS = ["river", "mountain", "engine", "teacher", "window", "garden", "letter", "bridge", "station", "market", "planet", "doctor", "forest", "silver"]
 
 
 def encoded(texts: list[str], name: str = "rows") -> prepare.Encoded:
@@ -30,6 +30,7 @@ def encoded(texts: list[str], name: str = "rows") -> prepare.Encoded:
         "repeated": 0,
         "licence": None,
         "dropped": [],
+        "notes": [],
         "warnings": [],
         "cached": False,
     }
@@ -118,7 +119,7 @@ def test_a_mixture_has_its_shares_and_repeats_nothing() -> None:
     assert (mix.tokens.rows < 300).sum() == 180 and (mix.tokens.rows >= 300).sum() == 90
     assert len(set(mix.tokens.rows.tolist())) == 270
     assert mix.place(299) == "a.jsonl line 300" and mix.place(300) == "b.jsonl line 1"
-    assert mix.report["mixture"] == "180 of 300 from a.jsonl, 90 of 90 from b.jsonl"
+    assert mix.report["notes"] == ["mixed: 180 of 300 from a.jsonl, 90 of 90 from b.jsonl"]
     assert len(mix.sketches) == len(mix.tokens)
 
 

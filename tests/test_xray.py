@@ -155,5 +155,5 @@ def test_long_examples_are_shown_up_to_a_limit_and_counted() -> None:
 
 def test_totals_are_said_in_one_line() -> None:
     assert summary(Totals(3, 100, 25, 0, 0, 0)) == "3 examples, 100 tokens, 25 trained (25.0%)"
-    assert summary(Totals(3, 100, 25, 1, 40, 30)).endswith("; 1 examples cut: 40 tokens lost, 30 of them trained")
+    assert summary(Totals(3, 100, 25, 1, 40, 30)).endswith("; 1 example cut: 40 tokens lost, 30 of them answers")
     assert Totals(0, 0, 0, 0, 0, 0).share == 0.0

@@ -11,12 +11,15 @@ from types import ModuleType
 from typing import Any
 
 _HOME = {
+    "AlpacaDatasetLoader": "classic",
+    "DailyDialogDatasetLoader": "classic",
     "KitError": "errors",
     "QuickTrainer": "api",
     "Result": "run",
     "RunConfig": "config",
     "SimpleTrainer": "api",
     "get_available_models": "api",
+    "get_dataset_stats": "api",
     "load_config": "settings",
     "load_dataset": "api",
     "load_model": "api",

@@ -69,19 +69,43 @@ def load_model(name: str, *, dtype: str | None = None, revision: str | None = No
     return model, chat.tokenizer, LoadedModel(name, located.folder, dtype, model.num_parameters())
 
 
-def load_dataset(data: Any) -> Dataset:
-    """Rows of a file, `sample:NAME` or a list, checked. Raises DataError with place and fix."""
+def load_dataset(data: Any, *, format: str | None = None, columns: dict[str, str] | None = None) -> Dataset:
+    """Rows of a data set, checked: a file, a folder, a hub id, `sample:NAME`, `alpaca`, `daily_dialog`, a list, a
+    generator, a pandas frame, an object of `datasets`, or a loader with a method `load`.
+
+    `format` and `columns` say what the rows are where detection would not. Raises DataError with place and fix.
+    """
     from llm_finetune_kit.data.formats import detect, to_examples
+    from llm_finetune_kit.data.ready import is_ready
     from llm_finetune_kit.data.sources import read_source
 
-    source = read_source(data)
-    to_examples(source, detect(source, None), on_bad_rows="stop", system_prompt=None)
-    return Dataset(source.rows, source.name)
+    source = read_source(_loaded(data))
+    if not is_ready(source):
+        to_examples(source, detect(source, format, columns), on_bad_rows="stop", system_prompt=None)
+    return Dataset(list(source.rows), source.name)
+
+
+def _loaded(data: Any) -> Any:
+    """What a loader of the user's own gives, or the data itself."""
+    return data.load() if callable(getattr(data, "load", None)) else data
 
 
 def load_sample_dataset(name: str = "chat") -> Dataset:
-    """A dataset of the package: `chat` or `instruct`."""
+    """A dataset of the package: `chat`, `instruct`, `code`, `summarization` or `translation`."""
     return load_dataset(f"sample:{name.removeprefix('sample:')}")
+
+
+def get_dataset_stats(
+    dataset: Any, *, model: str | None = None, eval_dataset: Any = None, max_length: int | None = None
+) -> dict[str, Any]:
+    """The quality report of a data set as plain values: counts, lengths and findings (see docs/data.md).
+
+    With `model`, lengths are counted in its tokens too, and with `eval_dataset` leakage between the two is looked for.
+    """
+    from llm_finetune_kit.checking import check
+
+    held_out = _loaded(eval_dataset)
+    return check(_loaded(dataset), RunConfig(), held_out=held_out, model=model, max_length=max_length).report.to_dict()
 
 
 def prepare_dataset(dataset: Any, tokenizer: Any, *, loss_on: str = "answers") -> PreparedDataset:
@@ -94,6 +118,18 @@ def prepare_dataset(dataset: Any, tokenizer: Any, *, loss_on: str = "answers") -
     chat = ChatTokenizer(tokenizer)
     encoded = prepare.tokenize(prepare.read(rows, settings), settings, chat, chat.fingerprint())
     return PreparedDataset(rows, encoded.tokens, encoded.report)
+
+
+def _as_knobs(data: Any) -> dict[str, Any]:
+    """The knobs that stand for data given in Python: a name as it is, anything else as rows."""
+    if isinstance(data, (str, Path)):
+        return {"data.train_file": str(data)}
+    from llm_finetune_kit.data.sources import held_out_beside, read_source
+
+    data = data.rows if isinstance(data, PreparedDataset) else _loaded(data)
+    beside = held_out_beside(data)
+    apart = {} if beside is None else {"data.eval_file": list(read_source(beside).rows)}
+    return {"data.train_file": list(read_source(data).rows)} | apart
 
 
 class ProgressCallback:
@@ -116,8 +152,7 @@ class QuickTrainer:
 
     def __init__(self, model: str | Path, data: Any, *, listen: Listen | None = None, **settings: Any) -> None:
         values = {knob_named(name): value for name, value in settings.items()}
-        data = str(data) if isinstance(data, Path) else data
-        self.config = changed(RunConfig(), {"model.name": str(model), "data.train_file": data} | values)
+        self.config = changed(RunConfig(), {"model.name": str(model)} | _as_knobs(data) | values)
         self.listen = listen
         self.result: Any = None
 
@@ -136,9 +171,7 @@ class SimpleTrainer:
 
     def __init__(self, model: Any, tokenizer: Any, dataset: Any, *, listen: Listen | None = None, **settings: Any) -> None:
         values = {knob_named(name): value for name, value in settings.items()}
-        rows = dataset.rows if isinstance(dataset, PreparedDataset) else dataset
-        name = tokenizer.name_or_path
-        self.config = changed(RunConfig(), {"model.name": name, "data.train_file": rows} | values)
+        self.config = changed(RunConfig(), {"model.name": tokenizer.name_or_path} | _as_knobs(dataset) | values)
         self.model = model
         self.listen = listen
         self.result: Any = None

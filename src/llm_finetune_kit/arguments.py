@@ -31,7 +31,13 @@ FLAGS: dict[str, str] = {
 }
 SHORT = {"--model": "-m", "--data": "-d"}
 
-EXAMPLE_OF = {"--prompt": '--prompt "How do I reset my password?"', "--data": "--data sample:chat"}
+EXAMPLE_OF = {
+    "--prompt": 'outputs/final --prompt "How do I reset my password?"',
+    "--data": "outputs/final --data sample:chat",
+    "--model": "train.jsonl --model gpt2",
+    "--to": "train.jsonl --to messages --out rows.jsonl",
+    "--out": "train.jsonl --to messages --out rows.jsonl",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,7 +50,7 @@ class Parser(argparse.ArgumentParser):
         missing = re.fullmatch(r"the following arguments are required: (--\w+).*", message)
         if missing:
             raise UsageError(
-                2, f"{missing[1]} is missing", fix=f"for example: {self.prog} outputs/final {EXAMPLE_OF[missing[1]]}"
+                2, f"{missing[1]} is missing", fix=f"for example: {self.prog} {EXAMPLE_OF[missing[1]]}"
             )
         raise UsageError(2, message, fix=f"see `{self.prog} --help`")
 

@@ -22,13 +22,14 @@ from llm_finetune_kit.data.quality import QualityReport, inspect_data
 from llm_finetune_kit.data.sources import Source, read_source
 from llm_finetune_kit.data.xray import Totals, XrayExample, totals, xray
 from llm_finetune_kit.errors import DataError
+from llm_finetune_kit.report.words import name
 from llm_finetune_kit.report.xray_views import xray_html
 
 SHOWN = 3  # examples in the X-ray of a report
 HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta name="color-scheme" content="light dark"><title>{title}</title>
-<style>body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }}</style>
-</head><body><h1>{title}</h1>"""
+<style>body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+overflow-wrap: anywhere }} h1 {{ font-size: 1.5rem }}</style></head><body><h1>{title}</h1>"""
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,21 @@ class Previewed:
         plain = {"name": self.name, "max_length": self.max_length, "totals": vars(self.totals) | {"share": self.totals.share}}
         return plain | {"gate": self.gate, "warnings": self.warnings, "examples": examples}
 
+    @property
+    def verdict(self) -> str:
+        """Whether the gate lets the data pass."""
+        passes = "the gate lets it pass: what is marked is what is learned"
+        return f"training would stop here: {self.gate}" if self.gate else passes
+
     def fragment(self) -> str:
         """The X-ray as a piece of HTML."""
-        return xray_html(self.examples, self.totals, self.places)
+        return xray_html(self.examples, self.totals, [name(place) for place in self.places])
 
     def page(self) -> str:
         """The X-ray as one HTML page."""
-        return f"{HEAD.format(title=escape(f'What is learned from {self.name}'))}{self.fragment()}</body></html>"
+        said = [self.verdict, *(f"Warning: {warning}" for warning in self.warnings)]
+        below = "".join(f"<p>{escape(line)}</p>" for line in said)
+        return f"{HEAD.format(title=escape(f'What is learned from {name(self.name)}'))}{self.fragment()}{below}</body></html>"
 
 
 @dataclass(frozen=True)
@@ -132,18 +141,18 @@ def preview(spec: Any, config: RunConfig, *, model: str, max_length: int | None 
 
 
 def _previewed(
-    tokens: Any, chat: Any, settings: DataSection, name: str, place: Callable[[int], str], length: int, count: int, seed: int,
+    tokens: Any, chat: Any, settings: DataSection, source: str, place: Callable[[int], str], length: int, count: int, seed: int,
     *, texts: bool,
 ) -> Previewed:  # fmt: skip
     chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(tokens))[:count]
     refused, warnings = "", list[str]()
     try:
-        _, _, warnings = gate(tokens, chat, settings, name, length, place=place, texts=texts)
+        _, _, warnings = gate(tokens, chat, settings, source, length, place=place, texts=texts)
     except DataError as error:
         refused = str(error)
     examples = xray(tokens, length, chat, [int(index) for index in chosen])
     places = [place(example.row) for example in examples]
-    return Previewed(name, examples, places, totals(tokens, length), length, refused, warnings)
+    return Previewed(source, examples, places, totals(tokens, length), length, refused, warnings)
 
 
 # --- other copies of the data ------------------------------------------------------------------------------

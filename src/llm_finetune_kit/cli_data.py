@@ -34,9 +34,8 @@ examples:
 def data_command(words: Sequence[str]) -> int:
     """Run `finetune data` with these words and return its exit code."""
     if not words or words[0] in ("-h", "--help"):
-        print(
-            "usage: finetune data COMMAND FILE [options]\n\ncheck, preview or convert training data; look at the cache\n\ncommands:"
-        )
+        print("usage: finetune data COMMAND FILE [options]\n")
+        print("check, preview or convert training data; look at the cache\n\ncommands:")
         print("\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items()))
         print(f"\n`finetune data COMMAND --help` tells more.\n\n{EXAMPLES}", end="")
         return 0
@@ -150,7 +149,7 @@ def _show_preview(found: Any) -> None:
     show(summary(found.totals), style="bold")
     for warning in found.warnings:
         show(f"warning: {warning}")
-    show(f"training would stop here: {found.gate}" if found.gate else "the gate lets it pass: what is marked is what is learned")
+    show(found.verdict)
 
 
 # --- convert and cache -------------------------------------------------------------------------------------

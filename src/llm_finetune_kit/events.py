@@ -88,8 +88,15 @@ class Saved(Event):
 
 
 @dataclass(frozen=True)
+class Noted(Event):
+    """Something that was decided or found and is as it should be."""
+
+    message: str
+
+
+@dataclass(frozen=True)
 class Warned(Event):
-    """Something the user should know; the run goes on."""
+    """Something that may be wrong; the run goes on."""
 
     message: str
     fix: str = ""
@@ -117,7 +124,7 @@ class Failed(Event):
 Listen = Callable[[Event], None]
 
 KINDS: dict[str, type[Event]] = {
-    kind.__name__: kind for kind in (Stage, Planned, Resumed, Stepped, Evaluated, Sampled, Saved, Warned, Finished, Failed)
+    kind.__name__: kind for kind in (Stage, Planned, Resumed, Stepped, Evaluated, Sampled, Saved, Noted, Warned, Finished, Failed)
 }
 
 

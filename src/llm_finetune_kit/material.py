@@ -11,7 +11,7 @@ from llm_finetune_kit.config import RunConfig
 from llm_finetune_kit.data import prepare, streaming
 from llm_finetune_kit.data.gate import gate
 from llm_finetune_kit.errors import ConfigError
-from llm_finetune_kit.events import Listen, Planned, Stage, Warned, ignore
+from llm_finetune_kit.events import Listen, Noted, Planned, Stage, Warned, ignore
 from llm_finetune_kit.models.locate import check_name, locate
 from llm_finetune_kit.plan import DataFacts, Plan, make_plan
 
@@ -85,6 +85,8 @@ def prepare_run(config: RunConfig, listen: Listen = ignore) -> Material:
     learned = {"masks": _mask_report(masks, held_out, sets.origin, longest, chat), "xray": _xray(sets, chat, decided)}
     warnings = [*sets.warnings, *warnings, *plan.warnings]
     listen(Planned(plan.to_dict() | {"machine": machine}))
+    for note in (note for part in sets.report.values() for note in part["notes"]):
+        listen(Noted(note))
     for warning in warnings:
         listen(Warned(warning))
     return Material(
@@ -162,7 +164,7 @@ def _streamed(config: RunConfig, read: Any, chat: Any) -> _Sets:
 
 def _gated(config: RunConfig, chat: Any, sets: _Sets, length: int) -> tuple[Any, Any, Any, list[str]]:
     """Both sets cut to `length` and let through the gate, facts about the training masks, and warnings."""
-    texts = any("text" in str(part["format"]).split(" + ") for part in sets.report.values())
+    texts = any({"text", "tokens"} & set(str(part["format"]).split(" + ")) for part in sets.report.values())
     name, place = str(sets.report["train"]["name"]), sets.train_place
     train, masks, warnings = gate(sets.sample, chat, config.data, name, length, place=place, texts=texts)
     held_out = sets.held_out

@@ -146,6 +146,9 @@ class Terminal:
     def _warned(self, event: said.Warned) -> None:
         self.line(f"warning: {event.message}" + (f"\n  fix: {event.fix}" if event.fix else ""))
 
+    def _noted(self, event: said.Noted) -> None:
+        self.line(f"note: {event.message}")
+
     def _resumed(self, event: said.Resumed) -> None:
         self.step = event.step
         self.line(f"going on after step {event.step} from {event.checkpoint}" if event.checkpoint else "beginning again")

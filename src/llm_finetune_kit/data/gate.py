@@ -7,13 +7,14 @@ answer. Nothing of the code that made the masks is used, so a fault there is cau
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from llm_finetune_kit.config import DataSection
-from llm_finetune_kit.data.masks import Renderer, Tokens
+from llm_finetune_kit.data.masks import Tokens
+from llm_finetune_kit.data.renderer import Renderer
 from llm_finetune_kit.data.spans import EMPTY_THOUGHT
 from llm_finetune_kit.errors import DataError, ModelError
 
@@ -35,6 +36,7 @@ class MaskFacts:
     nothing_learned: np.ndarray  # indices of examples without a single target
     open_ended: int  # answers at the end of an example whose last learned token does not end the turn
     double_bos: int
+    thinking: bool | None = None  # False: the template puts an empty thought before answers, and none has another
 
 
 def inspect(tokens: Tokens, chat: Renderer) -> MaskFacts:
@@ -94,9 +96,12 @@ def gate(
     if settings.loss_on == "answers":
         if whole.open_ended:
             raise _endless(whole, name)
-        warnings += _look_at_some(tokens, chat, name, texts)
+        sample = _sample(tokens)
+        _look_at(tokens, sample, chat, name, texts)
+        warnings += _open_inside(tokens, sample, chat)
+        whole = replace(whole, thinking=_thinking(tokens, sample, chat))
     cut, cut_rows, cut_targets = tokens.cut(max_length)
-    facts = inspect(cut, chat)
+    facts = replace(inspect(cut, chat), thinking=whole.thinking)
     if cut_targets > MOST_CUT * whole.target_tokens:
         raise DataError(
             34,
@@ -147,27 +152,32 @@ def _without_untrainable(
         )
     warnings.append(f"{len(bad):,} examples without a token to learn are left out ({rows})")
     kept = tokens.select(np.setdiff1d(np.arange(len(tokens)), bad))
-    return kept, inspect(kept, chat)
+    return kept, replace(inspect(kept, chat), thinking=facts.thinking)
 
 
 # --- what is learned, looked at ----------------------------------------------------------------------------
 
 
-def _look_at_some(tokens: Tokens, chat: Renderer, name: str, texts: bool) -> list[str]:
-    """Refuse masks whose learned tokens are not answers: after a prompt, up to an end token, and no further."""
+def _sample(tokens: Tokens) -> list[int]:
+    """Examples that learn something, from the first to the last."""
     learned = np.flatnonzero(tokens.targets > 0)
-    sample = learned[np.unique(np.linspace(0, len(learned) - 1, min(SAMPLED, len(learned))).astype(int))] if len(learned) else []
+    places = np.linspace(0, len(learned) - 1, min(SAMPLED, len(learned))).astype(int)
+    return [int(index) for index in learned[np.unique(places)]]
+
+
+def _look_at(tokens: Tokens, sample: list[int], chat: Renderer, name: str, texts: bool) -> None:
+    """Refuse masks whose learned tokens are not answers: after a prompt, up to an end token, and no further."""
     prompts = _prompt_ends(chat)
     faults: dict[str, list[int]] = {"too much": [], "too early": [], "not from": [], "without": []}
     looked_at = 0
     for index in sample:
-        ids, trained = tokens.example(int(index))
+        ids, trained = tokens.example(index)
         if texts and trained.all():
             continue
         for first, last in _runs(trained):
             looked_at += 1
             if fault := _fault(ids, first, last, prompts, chat):
-                faults[fault].append(int(index))
+                faults[fault].append(index)
     meaning = {
         "too much": "a prompt is learned: learned tokens go on after the end of an answer",
         "too early": "a prompt is learned: learned tokens begin before an answer",
@@ -183,7 +193,18 @@ def _look_at_some(tokens: Tokens, chat: Renderer, name: str, texts: bool) -> lis
                 why="the mask does not fit the chat template",
                 fix="look at it with `finetune data preview`, and use another template: data.template=default",
             )
-    return _open_inside(tokens, sample, chat)
+
+
+def _thinking(tokens: Tokens, sample: list[int], chat: Renderer) -> bool | None:
+    """False where empty thoughts stand before the last answers and no other thoughts are learned."""
+    empty = False
+    for index in sample:
+        ids, trained = tokens.example(index)
+        first, last = _runs(trained)[-1]
+        if chat.decode(ids[first : min(last, first + 8)].tolist(), keep_special=True).lstrip().startswith("<think>"):
+            return None
+        empty = empty or len(_before_empty_thought(ids[:first].tolist(), chat)) < first
+    return False if empty else None
 
 
 def _runs(trained: np.ndarray) -> list[tuple[int, int]]:
@@ -194,21 +215,24 @@ def _runs(trained: np.ndarray) -> list[tuple[int, int]]:
 
 def _prompt_ends(chat: Renderer) -> list[list[int]]:
     """The token sequences with which prompts end, whatever was asked: after a question, and after a function's result."""
-    asked = [chat.prompt_ids([{"role": "user", "content": text}]) for text in ("zq", "b?", "1.", "so\n")]
-    found = [_shared_end(asked)]
+    found = [_shared_end([_asked([{"role": "user", "content": text}], chat) for text in ("zq", "b?", "1.", "so\n")])]
     if chat.can.tools:
         call = {"type": "function", "id": "call00000", "function": {"name": "f", "arguments": {}}}
         question: dict[str, Any] = {"role": "user", "content": "a"}
         talk = [question, {"role": "assistant", "content": "", "tool_calls": [call]}]
         results = [{"role": "tool", "content": text, "tool_call_id": "call00000"} for text in ("zq", "b?", "1.")]
         try:
-            found.append(_shared_end([chat.prompt_ids([*talk, result]) for result in results]))
+            found.append(_shared_end([_asked([*talk, result], chat) for result in results]))
         except ModelError:  # it wants more of a conversation than this
             pass
     if chat.marks_answers:  # what such a template lets the model write may begin within the prompt
         text, answers = chat.render_answers([{"role": "user", "content": "a"}, {"role": "assistant", "content": "zq"}])
         found.append(list(chat.backend.encode(text[: answers[0][0]], add_special_tokens=False).ids)[-len(found[0]) + 1 :])
     return [ids for ids in found if ids]
+
+
+def _asked(messages: list[dict[str, Any]], chat: Renderer) -> list[int]:
+    return list(chat.backend.encode(chat.render([messages], ask=True)[0], add_special_tokens=False).ids)
 
 
 def _shared_end(sequences: list[list[int]]) -> list[int]:
@@ -261,10 +285,10 @@ def _before_empty_thought(ids: list[int], chat: Renderer) -> list[int]:
     return ids
 
 
-def _open_inside(tokens: Tokens, sample: Any, chat: Renderer) -> list[str]:
+def _open_inside(tokens: Tokens, sample: list[int], chat: Renderer) -> list[str]:
     """A warning where answers before the last have no end token, as with templates that end only the last."""
     stops = chat.stop_ids()
-    inner = [(int(index), run) for index in sample for run in _runs(tokens.example(int(index))[1])[:-1]]
+    inner = [(index, run) for index in sample for run in _runs(tokens.example(index)[1])[:-1]]
     open_ended = sum(not np.isin(tokens.example(index)[0][first:last], stops).any() for index, (first, last) in inner)
     if not open_ended:
         return []

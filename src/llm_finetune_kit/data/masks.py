@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from llm_finetune_kit.data import spans
+from llm_finetune_kit.data.renderer import Renderer as Renderer
 from llm_finetune_kit.data.spans import Refused, Rendered
-from llm_finetune_kit.data.spans import Renderer as Renderer
 from llm_finetune_kit.errors import DataError
 
 PROBED = 32  # conversations whose character offsets are checked before they are trusted

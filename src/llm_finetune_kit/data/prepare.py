@@ -14,6 +14,7 @@ from llm_finetune_kit.config import DataSection
 from llm_finetune_kit.data import cache, similar
 from llm_finetune_kit.data.formats import Formatted, detect, refuse_untrainable, to_examples
 from llm_finetune_kit.data.masks import Renderer, Tokens, encode, notes
+from llm_finetune_kit.data.ready import is_ready, ready_tokens
 from llm_finetune_kit.data.sources import Source, held_out_beside, read_source
 from llm_finetune_kit.data.streaming import join
 from llm_finetune_kit.errors import ConfigError
@@ -31,6 +32,7 @@ class Read:
     source: Source | None
     formatted: Formatted | None
     report: dict[str, Any] = field(default_factory=dict)
+    ready: Tokens | None = None  # of rows that were tokenized already
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,16 @@ def read(spec: Any, settings: DataSection, seed: int = 42) -> Read:
 
 def _understood(spec: Any, settings: DataSection, seed: int) -> Read:
     source = read_source(spec, seed=seed)
+    if is_ready(source):
+        return _tokenized_already(spec, source)
     detected = detect(source, settings.format, settings.columns)
     refuse_untrainable(detected, source)
     formatted = to_examples(
         source, detected, on_bad_rows=settings.on_bad_rows, system_prompt=settings.system_prompt, threads=settings.threads
     )
-    copies = similar.exact_duplicates([similar.text_of(example) for example in formatted.examples])
+    copies = similar.exact_duplicates(similar.Texts(formatted.examples))
     later = [formatted.examples[again].row for _, again in copies]
-    warnings = [*source.notes, *formatted.warnings]
+    warnings = list(formatted.warnings)
     if later:
         said = "1 row repeats an earlier one" if len(later) == 1 else f"{len(later):,} rows repeat an earlier one"
         warnings.append(f"{said} word for word ({source.spots(later)})")
@@ -105,9 +109,27 @@ def _understood(spec: Any, settings: DataSection, seed: int) -> Read:
         "repeated": len(later),
         "licence": source.licence,
         "dropped": [{"place": source.place(row), "reason": reason} for row, reason in formatted.dropped],
+        "notes": source.notes,
         "warnings": warnings,
     }
     return Read(spec, source.name, source.fingerprint, source, formatted, report)
+
+
+def _tokenized_already(spec: Any, source: Source) -> Read:
+    report = {
+        "name": source.name,
+        "fingerprint": source.fingerprint,
+        "format": "tokens",
+        "why_format": "found input_ids",
+        "rows": len(source.rows),
+        "examples": len(source.rows),
+        "repeated": 0,
+        "licence": source.licence,
+        "dropped": [],
+        "notes": source.notes,
+        "warnings": [],
+    }
+    return Read(spec, source.name, source.fingerprint, source, None, report, ready_tokens(source))
 
 
 def _reading(settings: DataSection) -> dict[str, Any]:
@@ -128,6 +150,11 @@ def _known_before(spec: Any, settings: DataSection) -> str | None:
 
 def tokenize(data: Read, settings: DataSection, chat: Renderer, chat_fingerprint: str, seed: int = 42) -> Encoded:
     """The tokens of all rows, from the cache if they are there."""
+    if data.ready is not None:
+        texts = [chat.decode(data.ready.example(index)[0].tolist()) for index in range(len(data.ready))]
+        return Encoded(
+            data.ready, similar.sketch(texts), data.fingerprint, data.report | {"cached": False}, _place_of(data, settings, seed)
+        )
     path = cache.entry(data.fingerprint, _reading(settings) | {"chat": chat_fingerprint})
     found = cache.load(path)
     if found is not None:
@@ -148,14 +175,15 @@ def _encoded(data: Read, settings: DataSection, chat: Renderer, path: Path) -> E
     refused: list[tuple[int, str]] = []
     dropping = settings.on_bad_rows == "drop"
     tokens = encode(examples, chat, loss_on=settings.loss_on, place=place, refused=refused if dropping else None)
-    report = data.report | {"warnings": [*data.report["warnings"], *notes(examples, chat)]}
+    report = data.report | {"notes": [*data.report["notes"], *notes(examples, chat)]}
     if refused:
         rows = {row for row, _ in refused}
         examples = [example for example in examples if example.row not in rows]
         report["dropped"] = [*report["dropped"], *({"place": place(row), "reason": reason} for row, reason in refused)]
-        report["warnings"] += [f"{len(refused):,} rows are left out as the template refuses them; the first: {refused[0][1]}"]
+        told = f"{len(refused):,} rows are left out as the template refuses them; the first: {refused[0][1]}"
+        report["warnings"] = [*report["warnings"], told]
         report["examples"] = len(examples)
-    sketches = similar.sketch([similar.text_of(example) for example in examples])
+    sketches = similar.sketch(similar.Texts(examples))
     if data.source.kind != "rows":
         cache.store(path, tokens, sketches, report)
         _mark_read(data, settings)
@@ -225,7 +253,7 @@ def _mixed_report(parts: list[Encoded], counts: list[int]) -> dict[str, Any]:
         "licence": " + ".join(dict.fromkeys(filter(None, (report["licence"] for report in reports)))) or None,
         "dropped": [row for report in reports for row in report["dropped"]],
         "warnings": [warning for report in reports for warning in report["warnings"]],
-        "mixture": ", ".join(used),
+        "notes": [f"mixed: {', '.join(used)}", *(note for report in reports for note in report["notes"])],
         "parts": reports,
         "cached": all(report["cached"] for report in reports),
     }

@@ -17,46 +17,17 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
+from llm_finetune_kit.data.renderer import Renderer, Talk
 from llm_finetune_kit.data.tools import flattened
 from llm_finetune_kit.errors import ModelError
 
-Talk = list[dict[str, Any]]
 BEGIN, END = "\ufdd0", "\ufdd1"  # marks of answers in rendered text: noncharacters, which no text holds
 EMPTY_THOUGHT = re.compile(r"<think>\s*</think>\n*")
 THOUGHT = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
 
 UNCLEAR = "the chat template does not show where its answers begin and end"
-
-
-class Renderer(Protocol):
-    """What the data path needs of `models.tokenizer.ChatTokenizer`."""
-
-    BREAK: str
-    backend: Any
-    specials: dict[str, int]
-    eos_id: int
-    bos_id: int | None
-    adds_bos: bool
-
-    @property
-    def special_text(self) -> re.Pattern[str]: ...
-    @property
-    def can(self) -> Any: ...
-    @property
-    def marks_answers(self) -> bool: ...
-    @property
-    def respelled(self) -> tuple[Any, dict[str, str], dict[int, int]]: ...
-
-    def render(self, conversations: list[Talk], *, ask: bool = False, tools: Any = None) -> list[str]: ...
-    def render_answers(self, messages: Talk, tools: Any = None) -> tuple[str, list[tuple[int, int]]]: ...
-    def shaped(self, messages: Talk) -> Talk: ...
-    def disguised(self, value: Any) -> Any: ...
-    def respell(self, text: str) -> str: ...
-    def prompt_ids(self, messages: Talk, tools: Any = None) -> list[int]: ...
-    def decode(self, ids: list[int], *, keep_special: bool = False) -> str: ...
-    def stop_ids(self) -> list[int]: ...
 
 
 @dataclass

@@ -301,6 +301,7 @@ def report(path: str, found: Survey) -> dict[str, Any]:
         "dropped": found.dropped,
         "dropped_count": found.dropped_count,
         "repeated": found.repeated,
+        "notes": [],
         "warnings": _warnings(found),
     }
 

@@ -34,9 +34,8 @@ def measure(
     encoded = prepare.tokenize(read, settings, opened.chat, opened.chat.fingerprint())
     limit: Any = getattr(opened.model.config, "max_position_embeddings", 2048)
     length = int(max_length or limit)
-    tokens, facts, _ = gate(
-        encoded.tokens, opened.chat, settings, read.name, length, place=encoded.place, texts=encoded.report["format"] == "text"
-    )
+    texts = encoded.report["format"] in ("text", "tokens")
+    tokens, facts, _ = gate(encoded.tokens, opened.chat, settings, read.name, length, place=encoded.place, texts=texts)
     size = target_bytes(tokens, opened.chat)
     found = {}
     for name, switch in (("base", opened.model.disable_adapter if opened.is_adapter else None), ("tuned", nullcontext)):

@@ -43,6 +43,8 @@ class ChatTokenizer:
         self.bos_id: int | None = tokenizer.bos_token_id
         self.adds_bos = self.bos_id is not None and tokenizer("a")["input_ids"][:1] == [self.bos_id]
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_id
+        # Whether the model is asked to think first, where its template offers that; None: as the template does by itself.
+        self.thinking: bool | None = tokenizer.init_kwargs.get("enable_thinking")
         if template is not None:
             check(self.template, self.source, self._one)
 
@@ -88,13 +90,18 @@ class ChatTokenizer:
         parts = (self.backend.to_str(), self.template, str(self.adds_bos), str(self.bos_id), str(self.eos_id))
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
-    def render(self, conversations: list[list[Message]], *, ask: bool = False, tools: Tools | None = None) -> list[str]:
+    def render(
+        self, conversations: list[list[Message]], *, ask: bool = False, tools: Tools | None = None, **how: Any
+    ) -> list[str]:
         """Each conversation as one text; with `ask`, up to where the model begins to answer.
 
-        The messages are rendered as they stand: see `shaped`. Raises ModelError if the template refuses one.
+        The messages are rendered as they stand (see `shaped`), and `how` goes to the template. Raises ModelError
+        if the template refuses one.
         """
         with _refusals():
-            return list(self.tokenizer.apply_chat_template(conversations, tools=tools, tokenize=False, add_generation_prompt=ask))
+            return list(
+                self.tokenizer.apply_chat_template(conversations, tools=tools, tokenize=False, add_generation_prompt=ask, **how)
+            )
 
     def render_answers(self, messages: list[Message], tools: Tools | None = None) -> tuple[str, list[tuple[int, int]]]:
         """A conversation as text, and the characters that the template's own generation marks hold."""
@@ -146,10 +153,12 @@ class ChatTokenizer:
     def prompt_ids(self, messages: list[Message], tools: Tools | None = None) -> list[int]:
         """The ids of a conversation up to where the model begins to answer, with exactly one BOS.
 
-        Special-token text in the messages stays plain text. `tools` only for templates that render them.
+        Special-token text in the messages stays plain text. `tools` only for templates that render them
+        (`data.spans.for_template` prepares a conversation for the others).
         """
         hidden = [self.disguised(message) for message in self.shaped(messages)]
-        text = self.render([hidden], ask=True, tools=self.disguised(tools))[0]
+        how = {} if self.thinking is None else {"enable_thinking": self.thinking}
+        text = self.render([hidden], ask=True, tools=self.disguised(tools), **how)[0]
         if self.BREAK not in text:
             return self.with_bos(self.backend.encode(text, add_special_tokens=False).ids)
         backend, _, behind = self.respelled
@@ -180,6 +189,8 @@ class ChatTokenizer:
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json, tokenizer_config.json and chat_template.jinja beside the weights."""
+        if self.thinking is not None:
+            self.tokenizer.init_kwargs["enable_thinking"] = self.thinking
         self.tokenizer.save_pretrained(folder)
 
 

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from llm_finetune_kit.data.findings import KINDS
 from llm_finetune_kit.report.figures import legible
+from llm_finetune_kit.report.words import name
 
 TONES = {"error": "bad", "warning": "flat", "note": "open"}
 MEANING = {"error": "must be corrected", "warning": "worth a look", "note": "good to know"}
@@ -27,7 +28,7 @@ def page(report: dict[str, Any], samples: list[str] | None = None, xray_html: st
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["count"] = lambda number: f"{number:,}"
+    environment.filters |= {"count": lambda number: f"{number:,}", "short": name}
     worst = next((found["severity"] for found in report["findings"]), "")
     return legible(
         environment.get_template("data_report.html.jinja").render(

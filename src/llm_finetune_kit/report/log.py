@@ -11,6 +11,7 @@ from llm_finetune_kit.events import (
     Event,
     Failed,
     Finished,
+    Noted,
     Planned,
     Resumed,
     Sampled,
@@ -75,6 +76,8 @@ def in_words(event: Event) -> str:
             return f"answer after step {step} to {prompt!r}: {answer!r}"
         case Saved(step, folder, size, seconds):
             return f"saved {folder} of step {step}: {words.size(size)} in {seconds:.1f} s"
+        case Noted(message):
+            return f"note: {message}"
         case Warned(message, fix):
             return f"warning: {message}" + (f"; {fix}" if fix else "")
         case Finished(step, reason):

@@ -177,7 +177,11 @@ def _sources(data: dict[str, Any]) -> list[dict[str, Any]]:
                     (reason, count, places[reason][:3])
                     for reason, count in Counter(row["reason"] for row in dropped).most_common()
                 ],
-                "dropped_count": len(dropped),
+                "dropped_count": part.get("dropped_count", len(dropped)),
+                "repeated": part.get("repeated", 0),
+                "near_copies": part.get("near_copies", 0),
+                "licence": part.get("licence"),
+                "notes": part.get("notes", []),
             }
         )
     return found

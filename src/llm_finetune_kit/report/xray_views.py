@@ -25,10 +25,14 @@ def visible(text: str) -> str:
 
 def summary(found: Totals) -> str:
     """The totals in one line."""
-    line = f"{found.examples:,} examples, {found.tokens:,} tokens, {found.trained:,} trained ({found.share:.1%})"
+    line = f"{_examples(found.examples)}, {found.tokens:,} tokens, {found.trained:,} trained ({found.share:.1%})"
     if found.cut_examples:
-        line += f"; {found.cut_examples:,} examples cut: {found.cut_tokens:,} tokens lost, {found.cut_trained:,} of them trained"
+        line += f"; {_examples(found.cut_examples)} cut: {found.cut_tokens:,} tokens lost, {found.cut_trained:,} of them answers"
     return line
+
+
+def _examples(count: int) -> str:
+    return f"{count:,} example{'s' * (count != 1)}"
 
 
 def heading(example: XrayExample, place: str = "") -> str:
