@@ -176,7 +176,7 @@ def test_fault_021_a_file_that_unpacks_to_too_much_is_refused_unread(tmp_path: P
     for name in ("rows.parquet", "rows.feather"):
         WRITERS[name](pa.table({"text": ["x" * 1000] * 1000}), tmp_path / name, compression="zstd")
         assert (tmp_path / name).stat().st_size < 100_000
-        monkeypatch.setattr("llm_finetune_kit.data.columnar.SIZE_LIMIT", 100_000)
+        monkeypatch.setattr("llm_finetune_kit.data.sources.columnar.SIZE_LIMIT", 100_000)
         assert refused(tmp_path / name).number == 26
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from llm_finetune_kit.data.convert import SHAPES, WRITERS, convert, write_rows
 from llm_finetune_kit.data.formats import Example, detect, to_examples
-from llm_finetune_kit.data.rows import Notes
+from llm_finetune_kit.data.formats.convert import SHAPES, WRITERS, convert, write_rows
+from llm_finetune_kit.data.formats.rows import Notes
 from llm_finetune_kit.data.sources import Source, read_source
 from llm_finetune_kit.errors import DataError
 

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import pytest
 
 from llm_finetune_kit.data.formats import FORMATS, Example, Formatted, detect, refuse_untrainable, to_examples
+from llm_finetune_kit.data.formats.tools import flattened
 from llm_finetune_kit.data.sources import Source, read_source
-from llm_finetune_kit.data.tools import flattened
 from llm_finetune_kit.errors import DataError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -29,7 +29,7 @@ FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 SHARE_A_FLOOR = {4, 6}  # work stands on work and faces on faces, without circles; elsewhere only inside a sub-package
 HEAVY = {"torch", "transformers", "peft", "datasets", "matplotlib", "gradio", "bitsandbytes", "accelerate"}
 LIGHT_UPSTAIRS = [
-    *(f"data/{path.name}" for path in (SOURCE / "data").glob("*.py") if path.stem != "batches"),
+    *(str(path.relative_to(SOURCE)) for path in (SOURCE / "data").rglob("*.py") if path.stem != "batches"),
     *(f"models/{name}.py" for name in ("__init__", "locate", "template")),
     "material.py",
     "checking.py",

@@ -11,11 +11,14 @@ import pytest
 from llm_finetune_kit.config import DataSection
 from llm_finetune_kit.data import cache, prepare, similar
 from llm_finetune_kit.data.masks import Tokens
+from llm_finetune_kit.data.mixing import mixed
+from llm_finetune_kit.data.split import split
 from llm_finetune_kit.errors import ConfigError, DataError
 from llm_finetune_kit.models.locate import demo_folder
 from llm_finetune_kit.models.tokenizer import ChatTokenizer, load_tokenizer
 
-THINGS = ["river", "mountain", "engine", "teacher", "window", "garden", "letter", "bridge", "station", "market", "planet", "doctor", "forest", "silver"]
+THINGS = ["river", "mountain", "engine", "teacher", "window", "garden", "letter", "bridge", "station"]
+THINGS += ["market", "planet", "doctor", "forest", "silver"]
 
 
 def encoded(texts: list[str], name: str = "rows") -> prepare.Encoded:
@@ -56,17 +59,17 @@ def test_near_copies_stay_on_one_side_of_the_split() -> None:
     base = sentences(300)
     texts = base + [text + " indeed" for text in base[:100]] + base[100:150] * 2
     for seed in range(5):
-        split = prepare.split(encoded(texts), DataSection(validation_split=0.2), seed)
-        assert split.held_out is not None and split.near_copies == 200
-        held = {base.index(texts[i].removesuffix(" indeed")) for i in split.held_out.ids}
-        train = {base.index(texts[i].removesuffix(" indeed")) for i in split.train.ids}
+        sides = split(encoded(texts), DataSection(validation_split=0.2), seed)
+        assert sides.held_out is not None and sides.near_copies == 200
+        held = {base.index(texts[i].removesuffix(" indeed")) for i in sides.held_out.ids}
+        train = {base.index(texts[i].removesuffix(" indeed")) for i in sides.train.ids}
         assert not held & train and held | train == set(range(300))
-        assert 0.9 * 100 <= len(split.held_out) <= 100
+        assert 0.9 * 100 <= len(sides.held_out) <= 100
 
 
 def test_a_split_is_a_function_of_its_seed_and_without_copies_takes_exactly_its_share() -> None:
     data = encoded(sentences(1000))
-    chosen = [prepare.split(data, DataSection(), seed).held_out for seed in (1, 1, 2)]
+    chosen = [split(data, DataSection(), seed).held_out for seed in (1, 1, 2)]
     assert chosen[0] is not None and chosen[1] is not None and chosen[2] is not None
     assert len(chosen[0]) == 50
     assert np.array_equal(chosen[0].ids, chosen[1].ids) and not np.array_equal(chosen[0].ids, chosen[2].ids)
@@ -76,23 +79,23 @@ def test_a_split_is_a_function_of_its_seed_and_without_copies_takes_exactly_its_
     ("count", "held", "words"), [(1, 0, "only one example"), (2, 0, "would be held out"), (8, 2, ""), (100, 20, "")]
 )
 def test_fault_028_small_sets_are_split_or_explained(count: int, held: int, words: str) -> None:
-    split = prepare.split(encoded(sentences(count)), DataSection(), 42)
-    assert (0 if split.held_out is None else len(split.held_out)) == held
-    assert words in split.origin
-    assert ("rough guide" in split.origin) == (0 < held < 20)
+    sides = split(encoded(sentences(count)), DataSection(), 42)
+    assert (0 if sides.held_out is None else len(sides.held_out)) == held
+    assert words in sides.origin
+    assert ("rough guide" in sides.origin) == (0 < held < 20)
 
 
 def test_a_set_of_copies_alone_is_not_split() -> None:
-    split = prepare.split(encoded(sentences(1) * 50), DataSection(), 42)
-    assert split.held_out is None and "near copies of each other" in split.origin and len(split.train) == 50
+    sides = split(encoded(sentences(1) * 50), DataSection(), 42)
+    assert sides.held_out is None and "near copies of each other" in sides.origin and len(sides.train) == 50
 
 
 def test_fault_027_training_rows_inside_the_eval_set_are_told_with_their_lines() -> None:
     base = sentences(200)
     train, apart = encoded(base, "train.jsonl"), encoded([*sentences(50, seed=9), base[3], base[7] + " indeed"], "eval.jsonl")
-    split = prepare.split(train, DataSection(), 42, held_out=apart)
-    assert split.held_out is apart.tokens and len(split.train) == 200
-    (warning,) = split.warnings
+    sides = split(train, DataSection(), 42, held_out=apart)
+    assert sides.held_out is apart.tokens and len(sides.train) == 200
+    (warning,) = sides.warnings
     assert "2 training examples" in warning and "train.jsonl line 4, train.jsonl line 8" in warning
 
 
@@ -106,8 +109,8 @@ def test_fault_027_identical_rows_are_counted_with_their_lines(tmp_path: Path) -
 
 
 def test_max_samples_are_chosen_before_the_split() -> None:
-    split = prepare.split(encoded(sentences(300)), DataSection(max_samples=100), 42)
-    assert split.held_out is not None and len(split.train) + len(split.held_out) == 100
+    sides = split(encoded(sentences(300)), DataSection(max_samples=100), 42)
+    assert sides.held_out is not None and len(sides.train) + len(sides.held_out) == 100
 
 
 # --- mixtures ----------------------------------------------------------------------------------------------
@@ -115,7 +118,7 @@ def test_max_samples_are_chosen_before_the_split() -> None:
 
 def test_a_mixture_has_its_shares_and_repeats_nothing() -> None:
     first, second = encoded(sentences(300), "a.jsonl"), encoded(sentences(90, 1), "b.jsonl")
-    mix = prepare.mixed([first, second], [2.0, 1.0], 42)
+    mix = mixed([first, second], [2.0, 1.0], 42)
     assert (mix.tokens.rows < 300).sum() == 180 and (mix.tokens.rows >= 300).sum() == 90
     assert len(set(mix.tokens.rows.tolist())) == 270
     assert mix.place(299) == "a.jsonl line 300" and mix.place(300) == "b.jsonl line 1"

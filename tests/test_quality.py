@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm_finetune_kit.data import junk
 from llm_finetune_kit.data.formats import Example, Formatted, detect, to_examples
 from llm_finetune_kit.data.masks import Tokens
-from llm_finetune_kit.data.quality import QualityReport, inspect_data, table
+from llm_finetune_kit.data.quality import QualityReport, inspect_data, junk, table
+from llm_finetune_kit.data.quality.tidy import tidy
 from llm_finetune_kit.data.sources import Source, read_source
-from llm_finetune_kit.data.tidy import tidy
 from llm_finetune_kit.errors import DataError
 from llm_finetune_kit.report.data_page import page
 

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from llm_finetune_kit.config import DataSection
-from llm_finetune_kit.data.files import sample_names
 from llm_finetune_kit.data.prepare import read
 from llm_finetune_kit.data.sources import read_source
+from llm_finetune_kit.data.sources.files import sample_names
 
 FORMAT = {
     "chat": "prompt-response", "code": "prompt-response", "instruct": "alpaca", "summarization": "alpaca",

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm_finetune_kit.data import copies, similar
+from llm_finetune_kit.data import similar
 from llm_finetune_kit.data.formats import Example, detect, to_examples
+from llm_finetune_kit.data.quality import copies
 from llm_finetune_kit.data.sources import read_source
 
 WORDS = [f"word{index}" for index in range(4000)]

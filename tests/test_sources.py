@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_finetune_kit.data import files
-from llm_finetune_kit.data.sources import Source, held_out_beside, read_source
+from llm_finetune_kit.data.sources import Source, files, held_out_beside, read_source
 from llm_finetune_kit.errors import DataError, MachineError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llm_finetune_kit.data.sources import held_out_beside, read_source
-from llm_finetune_kit.data.spec import Bound, Spec, parse
+from llm_finetune_kit.data.sources.spec import Bound, Spec, parse
 from llm_finetune_kit.errors import DataError
 
 

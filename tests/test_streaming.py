@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from llm_finetune_kit.config import DataSection, RunConfig
-from llm_finetune_kit.data import blocks, streaming
+from llm_finetune_kit.data import streaming
+from llm_finetune_kit.data.sources import blocks
 from llm_finetune_kit.data.streaming import Stream, survey
 from llm_finetune_kit.errors import ConfigError, DataError, Interrupted
 from llm_finetune_kit.events import Event, Stepped

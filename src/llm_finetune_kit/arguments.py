@@ -49,9 +49,7 @@ class Parser(argparse.ArgumentParser):
             message = f"{found[2]} needs a value"
         missing = re.fullmatch(r"the following arguments are required: (--\w+).*", message)
         if missing:
-            raise UsageError(
-                2, f"{missing[1]} is missing", fix=f"for example: {self.prog} {EXAMPLE_OF[missing[1]]}"
-            )
+            raise UsageError(2, f"{missing[1]} is missing", fix=f"for example: {self.prog} {EXAMPLE_OF[missing[1]]}")
         raise UsageError(2, message, fix=f"see `{self.prog} --help`")
 
     def parse_all(self, words: list[str]) -> argparse.Namespace:

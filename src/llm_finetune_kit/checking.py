@@ -13,9 +13,9 @@ import numpy as np
 
 from llm_finetune_kit.config import DataSection, RunConfig
 from llm_finetune_kit.data import prepare
-from llm_finetune_kit.data.convert import convert, write_rows
-from llm_finetune_kit.data.examples import Formatted, to_examples
 from llm_finetune_kit.data.formats import detect
+from llm_finetune_kit.data.formats.convert import convert, write_rows
+from llm_finetune_kit.data.formats.examples import Formatted, to_examples
 from llm_finetune_kit.data.gate import gate
 from llm_finetune_kit.data.masks import encode
 from llm_finetune_kit.data.quality import QualityReport, inspect_data
@@ -160,7 +160,7 @@ def _previewed(
 
 def cleaned(spec: Any, config: RunConfig, *, out: Path, held_out: Any = None) -> dict[str, Any]:
     """Write a copy without faulty, repeated, empty and leaked rows; the counts of what was removed and repaired."""
-    from llm_finetune_kit.data.tidy import tidy
+    from llm_finetune_kit.data.quality.tidy import tidy
 
     source, formatted = understood(spec, config)
     return tidy(source, formatted, out=out, held_out=understood(held_out, config) if held_out is not None else None)

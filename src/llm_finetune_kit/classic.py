@@ -35,13 +35,14 @@ class DatasetLoader:
         from datasets import Dataset, DatasetDict
 
         from llm_finetune_kit.data import prepare
+        from llm_finetune_kit.data.split import split
         from llm_finetune_kit.models.tokenizer import ChatTokenizer
 
         chat = ChatTokenizer(self.tokenizer)
         read = prepare.read(self.source, self.settings, self.seed)
         encoded = prepare.tokenize(read, self.settings, chat, chat.fingerprint(), self.seed)
-        split = prepare.split(encoded, self.settings, self.seed)
-        parts = {"train": split.train, "validation": split.held_out}
+        sides = split(encoded, self.settings, self.seed)
+        parts = {"train": sides.train, "validation": sides.held_out}
         return DatasetDict({
             name: Dataset.from_dict(self._padded(tokens, chat.pad_id)) for name, tokens in parts.items() if tokens is not None
         })  # fmt: skip

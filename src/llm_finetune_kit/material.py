@@ -10,6 +10,8 @@ from typing import Any
 from llm_finetune_kit.config import RunConfig
 from llm_finetune_kit.data import prepare, streaming
 from llm_finetune_kit.data.gate import gate
+from llm_finetune_kit.data.mixing import mixed
+from llm_finetune_kit.data.split import split
 from llm_finetune_kit.errors import ConfigError
 from llm_finetune_kit.events import Listen, Noted, Planned, Stage, Warned, ignore
 from llm_finetune_kit.models.locate import check_name, locate
@@ -82,6 +84,7 @@ def prepare_run(config: RunConfig, listen: Listen = ignore) -> Material:
     train = sample
     if isinstance(sets.train, streaming.Stream):
         train, sets.train.max_length = sets.train, decided
+    chat.thinking = masks.thinking  # asked later as it was trained
     learned = {"masks": _mask_report(masks, held_out, sets.origin, longest, chat), "xray": _xray(sets, chat, decided)}
     warnings = [*sets.warnings, *warnings, *plan.warnings]
     listen(Planned(plan.to_dict() | {"machine": machine}))
@@ -132,13 +135,13 @@ def _read(config: RunConfig, named: Any, apart: Any, listen: Listen) -> _Streame
 def _in_memory(config: RunConfig, read: Any, chat: Any) -> _Sets:
     settings, seed, known = config.data, config.training.seed, chat.fingerprint()
     parts = [prepare.tokenize(part, settings, chat, known, seed) for part in read.parts]
-    data = parts[0] if len(parts) == 1 else prepare.mixed(parts, read.shares, seed)
+    data = parts[0] if len(parts) == 1 else mixed(parts, read.shares, seed)
     apart = prepare.tokenize(read.held_out, settings, chat, known, seed) if read.held_out is not None else None
-    split = prepare.split(data, settings, seed, held_out=apart)
-    report = {"train": data.report | {"near_copies": split.near_copies}} | ({"held_out": apart.report} if apart else {})
-    warnings = [*(warning for part in report.values() for warning in part["warnings"]), *split.warnings]
+    sides = split(data, settings, seed, held_out=apart)
+    report = {"train": data.report | {"near_copies": sides.near_copies}} | ({"held_out": apart.report} if apart else {})
+    warnings = [*(warning for part in report.values() for warning in part["warnings"]), *sides.warnings]
     place = apart.place if apart else data.place
-    return _Sets(split.train, split.held_out, split.train, split.origin, report, data.place, place, warnings)
+    return _Sets(sides.train, sides.held_out, sides.train, sides.origin, report, data.place, place, warnings)
 
 
 def _streamed(config: RunConfig, read: Any, chat: Any) -> _Sets:

@@ -1,8 +1,7 @@
-"""The data path in one place: read, format, tokenize (or find in the cache), mix and split."""
+"""The data path in one place: which sets, read, understood, and tokenized or found in the cache."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,6 @@ from llm_finetune_kit.data.formats import Formatted, detect, refuse_untrainable,
 from llm_finetune_kit.data.masks import Renderer, Tokens, encode, notes
 from llm_finetune_kit.data.ready import is_ready, ready_tokens
 from llm_finetune_kit.data.sources import Source, held_out_beside, read_source
-from llm_finetune_kit.data.streaming import join
 from llm_finetune_kit.errors import ConfigError
 
 BOTH = {"alpaca": 1.0, "daily_dialog": 1.0}  # what `both` stands for: the two sets in equal shares
@@ -208,134 +206,3 @@ def _mark_read(data: Read, settings: DataSection) -> None:
         marker.touch()
     except OSError:
         pass
-
-
-# --- mixtures ----------------------------------------------------------------------------------------------
-
-
-def mixed(parts: list[Encoded], shares: list[float], seed: int) -> Encoded:
-    """Several data sets as one, each with its share of the examples: as many as there are without repeating one.
-
-    The set that is scarcest for its share is used whole; of the others, examples are chosen by the seed. Rows
-    are numbered through: those of the second set follow those of the first.
-    """
-    total = sum(shares)
-    whole = min(len(part.tokens) * total / share for part, share in zip(parts, shares, strict=True))
-    counts = [min(len(part.tokens), max(1, round(whole * share / total))) for part, share in zip(parts, shares, strict=True)]
-    firsts = np.cumsum([0, *(part.report["rows"] for part in parts)])
-    chosen, sketches = [], []
-    for number, (part, count, first) in enumerate(zip(parts, counts, firsts, strict=False)):
-        generator = np.random.Generator(np.random.PCG64([seed, number, 1 << 28]))
-        indices = np.sort(generator.permutation(len(part.tokens))[:count])
-        tokens = part.tokens.select(indices)
-        chosen.append(Tokens(tokens.ids, tokens.trained, tokens.starts, (tokens.rows + first).astype(np.int32)))
-        sketches.append(part.sketches[indices])
-    digest = hashlib.sha256(repr([(part.fingerprint, share) for part, share in zip(parts, shares, strict=True)]).encode())
-
-    def place(row: int) -> str:
-        number = int(np.searchsorted(firsts, row, "right")) - 1
-        return parts[number].place(row - int(firsts[number]))
-
-    report = _mixed_report(parts, counts) | {"fingerprint": digest.hexdigest()}
-    return Encoded(join(chosen), np.concatenate(sketches), digest.hexdigest(), report, place)
-
-
-def _mixed_report(parts: list[Encoded], counts: list[int]) -> dict[str, Any]:
-    reports = [part.report for part in parts]
-    used = [f"{count:,} of {len(part.tokens):,} from {part.report['name']}" for part, count in zip(parts, counts, strict=True)]
-    return {
-        "name": " + ".join(report["name"] for report in reports),
-        "format": " + ".join(dict.fromkeys(report["format"] for report in reports)),
-        "why_format": "; ".join(f"{report['name']}: {report['why_format']}" for report in reports),
-        "rows": sum(report["rows"] for report in reports),
-        "examples": sum(counts),
-        "repeated": sum(report["repeated"] for report in reports),
-        "licence": " + ".join(dict.fromkeys(filter(None, (report["licence"] for report in reports)))) or None,
-        "dropped": [row for report in reports for row in report["dropped"]],
-        "warnings": [warning for report in reports for warning in report["warnings"]],
-        "notes": [f"mixed: {', '.join(used)}", *(note for report in reports for note in report["notes"])],
-        "parts": reports,
-        "cached": all(report["cached"] for report in reports),
-    }
-
-
-# --- the split ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Split:
-    """Training and held-out examples, where the held-out ones come from, and what copies were seen."""
-
-    train: Tokens
-    held_out: Tokens | None
-    origin: str
-    near_copies: int  # examples that nearly repeat an earlier one
-    warnings: list[str] = field(default_factory=list)
-
-
-def split(data: Encoded, settings: DataSection, seed: int, *, held_out: Encoded | None = None) -> Split:
-    """Training and held-out examples that share no row and no near copy of one.
-
-    With `held_out` these rows are held out, and training rows that nearly repeat one of them are told.
-    Otherwise the share `validation_split` is taken, by default 5 % but at least 32 and at most 512 examples,
-    and never more than a fifth; near copies of each other stay on one side.
-    """
-    chosen = np.random.Generator(np.random.PCG64([seed, 1 << 31])).permutation(len(data.tokens))
-    if settings.max_samples is not None:
-        chosen = chosen[: settings.max_samples]
-    if held_out is not None:
-        return _beside(data, np.sort(chosen), held_out)
-    groups = similar.groups(data.sketches[chosen])
-    copies = int(len(groups) - len(np.unique(groups)))
-    share = settings.validation_split
-    wanted = len(chosen) * share if share is not None else min(512, max(0.05 * len(chosen), min(32, 0.2 * len(chosen))))
-    out = _whole_groups(groups, min(round(wanted), len(chosen) - 1))
-    if not out.any():
-        return Split(data.tokens.select(np.sort(chosen)), None, _why_none(len(chosen), share, wanted), copies)
-    train, taken = (data.tokens.select(np.sort(chosen[part])) for part in (~out, out))
-    origin = f"{out.sum():,} of {len(chosen):,} examples, chosen by the seed; near copies of an example stay on its side"
-    return Split(train, taken, origin + _too_few(len(taken)), copies)
-
-
-def _whole_groups(groups: np.ndarray, most: int) -> np.ndarray:
-    """Which examples to hold out, bool [n]: whole groups in their order, each if there is still room for all of it."""
-    _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    held: list[int] = []
-    seen: set[int] = set()
-    taken = 0
-    for number in group.tolist():
-        if number not in seen:
-            seen.add(number)
-            if taken + sizes[number] <= most:
-                held.append(number)
-                taken += int(sizes[number])
-    marked: np.ndarray = np.isin(group, held)
-    return marked
-
-
-def _why_none(count: int, share: float | None, wanted: float) -> str:
-    if share == 0:
-        return "none: data.validation_split is 0"
-    if count < 2:
-        return "none: there is only one example, and it is needed for training"
-    return f"none: {wanted:.1f} of {count} examples would be held out, or they are near copies of each other"
-
-
-def _too_few(count: int) -> str:
-    return "" if count >= 20 else f"; {count} are few, so the held-out loss is a rough guide"
-
-
-def _beside(data: Encoded, chosen: np.ndarray, held_out: Encoded) -> Split:
-    groups = similar.groups(np.concatenate([data.sketches[chosen], held_out.sketches]))
-    train, apart = groups[: len(chosen)], groups[len(chosen) :]
-    leaked = chosen[np.isin(train, apart)]
-    warnings = []
-    if len(leaked):
-        shown = ", ".join(data.place(int(row)) for row in data.tokens.rows[leaked[:5]]) + (", ..." if len(leaked) > 5 else "")
-        warnings.append(
-            f"{len(leaked):,} training examples nearly repeat a held-out one ({shown}), so the held-out loss flatters; "
-            "`finetune data check --eval --fix` writes a copy without them"
-        )
-    copies = int(len(train) - len(np.unique(train)))
-    origin = str(held_out.report["name"]) + _too_few(len(held_out.tokens))
-    return Split(data.tokens.select(chosen), held_out.tokens, origin, copies, warnings)

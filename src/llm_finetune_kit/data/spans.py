@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from llm_finetune_kit.data.formats.tools import flattened
 from llm_finetune_kit.data.renderer import Renderer, Talk
-from llm_finetune_kit.data.tools import flattened
 from llm_finetune_kit.errors import ModelError
 
 BEGIN, END = "\ufdd0", "\ufdd1"  # marks of answers in rendered text: noncharacters, which no text holds

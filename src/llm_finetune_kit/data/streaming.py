@@ -20,13 +20,13 @@ import numpy as np
 
 from llm_finetune_kit.config import DataSection
 from llm_finetune_kit.data import cache
-from llm_finetune_kit.data.blocks import Block, BlockFile, open_blocks
-from llm_finetune_kit.data.examples import Formatted, to_examples
 from llm_finetune_kit.data.formats import Detected, detect, refuse_untrainable
+from llm_finetune_kit.data.formats.examples import Formatted, to_examples
+from llm_finetune_kit.data.formats.rows import Example
 from llm_finetune_kit.data.masks import Renderer, Tokens, encode
-from llm_finetune_kit.data.rows import Example
 from llm_finetune_kit.data.similar import text_of
 from llm_finetune_kit.data.sources import Source
+from llm_finetune_kit.data.sources.blocks import Block, BlockFile, open_blocks
 from llm_finetune_kit.errors import DataError
 
 HELD_OUT = 512  # examples held out where no eval_file is given; the sample that the plan is made from, too

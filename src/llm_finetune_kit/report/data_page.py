@@ -8,7 +8,7 @@ from jinja2 import PackageLoader, StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 from markupsafe import Markup
 
-from llm_finetune_kit.data.findings import KINDS
+from llm_finetune_kit.data.quality.findings import KINDS
 from llm_finetune_kit.report.figures import legible
 from llm_finetune_kit.report.words import name
 

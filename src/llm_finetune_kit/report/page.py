@@ -200,9 +200,7 @@ def _xray(data: dict[str, Any]) -> Markup | None:
     kept = data.get("xray")
     if not kept:
         return None
-    examples = [
-        XrayExample(one["row"], [XrayToken(*token) for token in one["tokens"]]) for one in kept["examples"]
-    ]
+    examples = [XrayExample(one["row"], [XrayToken(*token) for token in one["tokens"]]) for one in kept["examples"]]
     return Markup(xray_html(examples, Totals(**kept["totals"]), [words.name(one["place"]) for one in kept["examples"]]))
 
 

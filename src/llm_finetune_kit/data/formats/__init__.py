@@ -20,10 +20,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import islice
 
-from llm_finetune_kit.data.examples import Formatted, to_examples
-from llm_finetune_kit.data.rows import Example, Row
-from llm_finetune_kit.data.shapes import ALSO_CALLED, EXPECTED, FORMATS, SLOTS, Format, shapes_in_words
-from llm_finetune_kit.data.slots import Detected, filled, misspelt, named
+from llm_finetune_kit.data.formats.examples import Formatted, to_examples
+from llm_finetune_kit.data.formats.rows import Example, Row
+from llm_finetune_kit.data.formats.shapes import ALSO_CALLED, EXPECTED, FORMATS, SLOTS, Format, shapes_in_words
+from llm_finetune_kit.data.formats.slots import Detected, filled, misspelt, named
 from llm_finetune_kit.data.sources import Source
 from llm_finetune_kit.errors import DataError, nearest
 

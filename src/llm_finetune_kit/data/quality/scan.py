@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from llm_finetune_kit.data import junk, secrets
-from llm_finetune_kit.data.findings import SHOWN
+from llm_finetune_kit.data.quality import junk, secrets
+from llm_finetune_kit.data.quality.findings import SHOWN
 from llm_finetune_kit.data.similar import said
 
 TOGETHER = 200  # examples searched at once: most patterns are in none of them

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
-from llm_finetune_kit.data.rows import Fault
-from llm_finetune_kit.data.shapes import Format
+from llm_finetune_kit.data.formats.rows import Fault
+from llm_finetune_kit.data.formats.shapes import Format
 from llm_finetune_kit.errors import nearest
 
 Names = dict[str, str]  # the lower-case name, or the one the user gave, of each column

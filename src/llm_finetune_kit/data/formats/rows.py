@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from llm_finetune_kit.data.json_flaws import in_words
+from llm_finetune_kit.data.sources.json_flaws import in_words
 
 Row = dict[str, Any]
 Notes = Counter[str]  # what was done to rows, and to how many of them

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llm_finetune_kit.data.columnar import plain_rows
-from llm_finetune_kit.data.folders import PART_OF, PARTS, beside
-from llm_finetune_kit.data.hub_client import quiet_hub, told
-from llm_finetune_kit.data.spec import Spec
+from llm_finetune_kit.data.sources.columnar import plain_rows
+from llm_finetune_kit.data.sources.folders import PART_OF, PARTS, beside
+from llm_finetune_kit.data.sources.hub_client import quiet_hub, told
+from llm_finetune_kit.data.sources.spec import Spec
 from llm_finetune_kit.errors import DataError, nearest
 
 HUB_IDS = {

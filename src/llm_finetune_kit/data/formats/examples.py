@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from llm_finetune_kit.data.rows import Example, Fault, Message, Notes, Row, Skipped
-from llm_finetune_kit.data.slots import Detected
+from llm_finetune_kit.data.formats.rows import Example, Fault, Message, Notes, Row, Skipped
+from llm_finetune_kit.data.formats.slots import Detected
+from llm_finetune_kit.data.formats.threads import Threads
 from llm_finetune_kit.data.sources import Source
-from llm_finetune_kit.data.threads import Threads
 from llm_finetune_kit.errors import DataError
 
 LISTED = 10  # faults that an error lists one by one

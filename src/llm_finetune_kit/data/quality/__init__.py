@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from llm_finetune_kit.data import similar
-from llm_finetune_kit.data.copies import copies_across, near_duplicates
-from llm_finetune_kit.data.echoes import about_answers, about_prompts
-from llm_finetune_kit.data.findings import EMPTY, GRAVEST_FIRST, KINDS, SHOWN, Finding, finding, verdict
 from llm_finetune_kit.data.gate import inspect
-from llm_finetune_kit.data.scan import scan
-from llm_finetune_kit.data.scripts import main_script
+from llm_finetune_kit.data.quality.copies import copies_across, near_duplicates
+from llm_finetune_kit.data.quality.echoes import about_answers, about_prompts
+from llm_finetune_kit.data.quality.findings import EMPTY, GRAVEST_FIRST, KINDS, SHOWN, Finding, finding, verdict
+from llm_finetune_kit.data.quality.scan import scan
+from llm_finetune_kit.data.quality.scripts import main_script
 
 NEAR = 0.8  # exact similarity from which two rows count as near duplicates
 POINTS = {"min": 0, "p5": 5, "p50": 50, "p95": 95, "p99": 99, "max": 100}

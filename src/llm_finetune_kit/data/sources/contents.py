@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_finetune_kit.data.columnar import columnar_kind, read_columnar, refuse_wrong_magic
-from llm_finetune_kit.data.files import KINDS, decode, refuse_long_lines
-from llm_finetune_kit.data.json_flaws import skip
-from llm_finetune_kit.data.json_rows import is_json, read_json_lines, read_json_list
-from llm_finetune_kit.data.table_rows import is_dialogue_table, read_dialogue_table, read_documents, read_table
+from llm_finetune_kit.data.sources.columnar import columnar_kind, read_columnar, refuse_wrong_magic
+from llm_finetune_kit.data.sources.files import KINDS, decode, refuse_long_lines
+from llm_finetune_kit.data.sources.json_flaws import skip
+from llm_finetune_kit.data.sources.json_rows import is_json, read_json_lines, read_json_list
+from llm_finetune_kit.data.sources.table_rows import is_dialogue_table, read_dialogue_table, read_documents, read_table
 from llm_finetune_kit.errors import DataError
 
 KIND_NAMES = {

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from llm_finetune_kit.data.rows import Example, Message, Notes, Row
+from llm_finetune_kit.data.formats.rows import Example, Message, Notes, Row
 from llm_finetune_kit.errors import DataError, nearest
 
 # What an example may have that a shape cannot hold. The words stand in errors ("12 of them have ...").

@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from llm_finetune_kit.data.json_flaws import in_words
-from llm_finetune_kit.data.rows import Example, Fault, Message, Notes, Row, Skipped, extra, listed, no_text
-from llm_finetune_kit.data.tools import calls_of, looks_like_calls, tools_of
+from llm_finetune_kit.data.formats.rows import Example, Fault, Message, Notes, Row, Skipped, extra, listed, no_text
+from llm_finetune_kit.data.formats.tools import calls_of, looks_like_calls, tools_of
+from llm_finetune_kit.data.sources.json_flaws import in_words
 from llm_finetune_kit.errors import nearest
 
 Keys = tuple[str, str]  # what a turn calls its role and its content

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from llm_finetune_kit.data.columnar import plain_rows
-from llm_finetune_kit.data.files import LINE_LIMIT
-from llm_finetune_kit.data.json_rows import read_json_lines
 from llm_finetune_kit.data.sources import Source
+from llm_finetune_kit.data.sources.columnar import plain_rows
+from llm_finetune_kit.data.sources.files import LINE_LIMIT
+from llm_finetune_kit.data.sources.json_rows import read_json_lines
 from llm_finetune_kit.errors import DataError
 
 BLOCK_ROWS = 4096  # rows read, checked and shuffled together

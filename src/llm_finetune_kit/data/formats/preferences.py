@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_finetune_kit.data import answers
-from llm_finetune_kit.data.conversations import OPENAI_KEYS, SHAREGPT_KEYS, Keys, conversation, opening, turns_of_cell
-from llm_finetune_kit.data.json_flaws import in_words
-from llm_finetune_kit.data.rows import Example, Fault, Message, Notes, Row, listed, truth
-from llm_finetune_kit.data.tools import tools_of
+from llm_finetune_kit.data.formats import answers
+from llm_finetune_kit.data.formats.conversations import OPENAI_KEYS, SHAREGPT_KEYS, Keys, conversation, opening, turns_of_cell
+from llm_finetune_kit.data.formats.rows import Example, Fault, Message, Notes, Row, listed, truth
+from llm_finetune_kit.data.formats.tools import tools_of
+from llm_finetune_kit.data.sources.json_flaws import in_words
 
 Placed = list[tuple[str, Any]]  # turns, each with its place in the row
 SIDES = ("messages", "prompt", "answer", "chosen", "rejected")  # slots that hold turns

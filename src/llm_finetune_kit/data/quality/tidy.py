@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from llm_finetune_kit.data import junk, similar
-from llm_finetune_kit.data.copies import copies_across, near_duplicates
-from llm_finetune_kit.data.findings import EMPTY
-from llm_finetune_kit.data.quality import NEAR
+from llm_finetune_kit.data import similar
+from llm_finetune_kit.data.quality import NEAR, junk
+from llm_finetune_kit.data.quality.copies import copies_across, near_duplicates
+from llm_finetune_kit.data.quality.findings import EMPTY
 from llm_finetune_kit.errors import DataError
 
 REPAIRS = {"mojibake": junk.MOJIBAKE, "control characters": junk.CONTROL, "invisible characters": junk.INVISIBLE}

@@ -30,12 +30,20 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from llm_finetune_kit.data.contents import columnar_rows, text_in, text_rows
-from llm_finetune_kit.data.files import LISTED, decode, gunzip, looks_like_hub_id, read_file, sample_names, samples_in_words
-from llm_finetune_kit.data.folders import files_of, part_beside
-from llm_finetune_kit.data.json_rows import lines_of_rows
-from llm_finetune_kit.data.python_rows import part_to_hold_out, rows_of
-from llm_finetune_kit.data.spec import FORM, Spec, parse
+from llm_finetune_kit.data.sources.contents import columnar_rows, text_in, text_rows
+from llm_finetune_kit.data.sources.files import (
+    LISTED,
+    decode,
+    gunzip,
+    looks_like_hub_id,
+    read_file,
+    sample_names,
+    samples_in_words,
+)
+from llm_finetune_kit.data.sources.folders import files_of, part_beside
+from llm_finetune_kit.data.sources.json_rows import lines_of_rows
+from llm_finetune_kit.data.sources.python_rows import part_to_hold_out, rows_of
+from llm_finetune_kit.data.sources.spec import FORM, Spec, parse
 from llm_finetune_kit.errors import DataError, nearest
 
 COUNTED = ("json", "parquet", "arrow", "hub")  # kinds whose rows have numbers instead of lines
@@ -115,7 +123,7 @@ def read_source(spec: Any, *, base: Path | None = None, seed: int = 42) -> Sourc
     asked = _parsed(spec, base)
     found = _found(asked, base)
     if found is None:
-        from llm_finetune_kit.data.hub_rows import read_hub
+        from llm_finetune_kit.data.sources.hub_rows import read_hub
 
         hub = read_hub(asked, seed)
         return Source(hub.name, hub.rows, hub.fingerprint, hub.notes, "hub", hub.numbers, licence=hub.licence)
@@ -135,7 +143,7 @@ def held_out_beside(spec: Any, *, base: Path | None = None) -> Any | None:
     asked = _parsed(spec, base)
     found = _found(asked, base)
     if found is None:
-        from llm_finetune_kit.data.hub_rows import hub_part_beside
+        from llm_finetune_kit.data.sources.hub_rows import hub_part_beside
 
         return hub_part_beside(asked)
     if asked.base.startswith("sample:") or not os.path.isdir(found):
@@ -174,7 +182,7 @@ def _read_local(asked: Spec, path: Path, base: Path | None) -> Source:
         _refuse_parts(asked)
         return _from_sample(asked.base)
     if asked.base in LOCAL_NAMES and path != _path(asked.base, base):  # the set is here under another name
-        from llm_finetune_kit.data.hub_rows import licence_of
+        from llm_finetune_kit.data.sources.hub_rows import licence_of
 
         source = _read_local(replace(asked, base=str(path)), path, base)
         licence, said = licence_of(asked.base)

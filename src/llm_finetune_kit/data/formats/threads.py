@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from llm_finetune_kit.data.conversations import ROLES, said_in_turn
-from llm_finetune_kit.data.json_flaws import in_words
-from llm_finetune_kit.data.rows import Example, Fault, Notes, Row, Skipped, no_text, truth
+from llm_finetune_kit.data.formats.conversations import ROLES, said_in_turn
+from llm_finetune_kit.data.formats.rows import Example, Fault, Notes, Row, Skipped, no_text, truth
+from llm_finetune_kit.data.sources.json_flaws import in_words
 
 Threads = Literal["best", "all"]
 Outcome = Example | Fault | Skipped

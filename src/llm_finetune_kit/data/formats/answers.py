@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_finetune_kit.data.conversations import OPENAI_KEYS, conversation, opening, said_in_turn, turns_of_cell
-from llm_finetune_kit.data.rows import Example, Fault, Message, Notes, Row, Skipped, extra, listed, no_text, words
-from llm_finetune_kit.data.tools import tools_of
+from llm_finetune_kit.data.formats.conversations import OPENAI_KEYS, conversation, opening, said_in_turn, turns_of_cell
+from llm_finetune_kit.data.formats.rows import Example, Fault, Message, Notes, Row, Skipped, extra, listed, no_text, words
+from llm_finetune_kit.data.formats.tools import tools_of
 
 END_OF_UTTERANCE = "__eou__"
 

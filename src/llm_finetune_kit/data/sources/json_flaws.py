@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from json import JSONDecodeError, JSONDecoder
 from typing import Any
 
-from llm_finetune_kit.data.files import line_and_column
+from llm_finetune_kit.data.sources.files import line_and_column
 
 DEPTH_LIMIT = 100  # levels of lists and objects in one row
 SPACE = re.compile(r"[ \t\n\r]*")

@@ -10,7 +10,7 @@ import json
 import re
 from pathlib import Path
 
-from llm_finetune_kit.data.files import KINDS, LISTED
+from llm_finetune_kit.data.sources.files import KINDS, LISTED
 from llm_finetune_kit.errors import DataError
 
 PARTS = {

@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
-from llm_finetune_kit.data.files import LISTED
+from llm_finetune_kit.data.sources.files import LISTED
 from llm_finetune_kit.errors import DataError
 
 SEPARATOR = "<|endoftext|>"

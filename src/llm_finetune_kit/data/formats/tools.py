@@ -14,8 +14,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from llm_finetune_kit.data.json_flaws import in_words
-from llm_finetune_kit.data.rows import Fault, Message, parsed
+from llm_finetune_kit.data.formats.rows import Fault, Message, parsed
+from llm_finetune_kit.data.sources.json_flaws import in_words
 
 TOOLS_OFFERED = "You may call these functions. Call one by writing its name and arguments as JSON."
 

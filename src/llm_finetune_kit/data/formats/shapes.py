@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from llm_finetune_kit.data.answers import END_OF_UTTERANCE, alpaca, dialog, pair, text
-from llm_finetune_kit.data.conversations import human_assistant, openai, sharegpt
-from llm_finetune_kit.data.preferences import preference, rated, rated_messages, rejected_response
-from llm_finetune_kit.data.rows import Example, Fault, Notes, Row, listed, truth
-from llm_finetune_kit.data.threads import Outcome, Threads, View, oasst_messages, oasst_trees
+from llm_finetune_kit.data.formats.answers import END_OF_UTTERANCE, alpaca, dialog, pair, text
+from llm_finetune_kit.data.formats.conversations import human_assistant, openai, sharegpt
+from llm_finetune_kit.data.formats.preferences import preference, rated, rated_messages, rejected_response
+from llm_finetune_kit.data.formats.rows import Example, Fault, Notes, Row, listed, truth
+from llm_finetune_kit.data.formats.threads import Outcome, Threads, View, oasst_messages, oasst_trees
 
 Kind = Literal["answers", "text", "preference", "rated"]
 Columns = dict[str, tuple[str, ...]]

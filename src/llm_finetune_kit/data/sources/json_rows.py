@@ -7,8 +7,18 @@ from collections.abc import Iterator, Sequence
 from json import JSONDecodeError, JSONDecoder
 from typing import Any
 
-from llm_finetune_kit.data.files import LISTED, line_and_column
-from llm_finetune_kit.data.json_flaws import MARKING, STRICT, TOO_DEEP, Flaw, broken, first_flaw, flaw_of_row, is_sound, skip
+from llm_finetune_kit.data.sources.files import LISTED, line_and_column
+from llm_finetune_kit.data.sources.json_flaws import (
+    MARKING,
+    STRICT,
+    TOO_DEEP,
+    Flaw,
+    broken,
+    first_flaw,
+    flaw_of_row,
+    is_sound,
+    skip,
+)
 from llm_finetune_kit.errors import DataError
 
 

@@ -10,9 +10,9 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from llm_finetune_kit.data.columnar import plain_rows, plain_value
-from llm_finetune_kit.data.folders import beside
-from llm_finetune_kit.data.json_flaws import first_flaw, in_words, is_sound
+from llm_finetune_kit.data.sources.columnar import plain_rows, plain_value
+from llm_finetune_kit.data.sources.folders import beside
+from llm_finetune_kit.data.sources.json_flaws import first_flaw, in_words, is_sound
 from llm_finetune_kit.errors import DataError
 
 ROWS_FIX = "give a list of dicts, or a list of texts"

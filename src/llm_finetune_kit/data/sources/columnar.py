@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from llm_finetune_kit.data.files import SIZE_LIMIT
+from llm_finetune_kit.data.sources.files import SIZE_LIMIT
 from llm_finetune_kit.errors import DataError
 
 if TYPE_CHECKING:
