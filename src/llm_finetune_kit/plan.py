@@ -80,7 +80,8 @@ def make_plan(config: RunConfig, machine: Any, model: Any, data: DataFacts) -> P
         return choice.value
 
     training = config.training
-    streaming = decide("data.streaming", config.data.streaming, data.streamed, _why_streamed(data))
+    if data.streamed:
+        decide("data.streaming", config.data.streaming, True, "the file is large, so rows are read as they are needed")
     dtype = decide("model.dtype", config.model.dtype, *_dtype(machine))
     length = _max_length(config, model, data)
     max_length = decide("model.max_length", config.model.max_length, *length)
@@ -111,7 +112,7 @@ def make_plan(config: RunConfig, machine: Any, model: Any, data: DataFacts) -> P
             "training.early_stopping_patience", patience, 3, "three evaluations without improvement are no accident"
         )
     decided = adapter | {
-        "data.streaming": streaming,
+        "data.streaming": data.streamed,
         "model.dtype": dtype,
         "model.max_length": max_length,
         "training.learning_rate": rate,
@@ -143,10 +144,6 @@ def _dtype(machine: Any) -> tuple[str, str]:
     if machine.bfloat16:
         return "bfloat16", machine.why_bfloat16
     return "float32", f"{machine.why_bfloat16}, and float16 needs loss scaling"
-
-
-def _why_streamed(data: DataFacts) -> str:
-    return "the file is large, so rows are read as they are needed" if data.streamed else "the rows fit into memory"
 
 
 def _max_length(config: RunConfig, model: Any, data: DataFacts) -> tuple[int, str]:

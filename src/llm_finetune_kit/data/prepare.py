@@ -93,7 +93,8 @@ def _understood(spec: Any, settings: DataSection, seed: int) -> Read:
     )
     copies = similar.exact_duplicates(similar.Texts(formatted.examples))
     later = [formatted.examples[again].row for _, again in copies]
-    warnings = list(formatted.warnings)
+    limits = [note for note in source.notes if "non-commercial licence" in note]
+    warnings = [*limits, *formatted.warnings]
     if later:
         said = "1 row repeats an earlier one" if len(later) == 1 else f"{len(later):,} rows repeat an earlier one"
         warnings.append(f"{said} word for word ({source.spots(later)})")
@@ -107,7 +108,7 @@ def _understood(spec: Any, settings: DataSection, seed: int) -> Read:
         "repeated": len(later),
         "licence": source.licence,
         "dropped": [{"place": source.place(row), "reason": reason} for row, reason in formatted.dropped],
-        "notes": source.notes,
+        "notes": [note for note in source.notes if note not in limits],
         "warnings": warnings,
     }
     return Read(spec, source.name, source.fingerprint, source, formatted, report)
