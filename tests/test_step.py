@@ -19,8 +19,9 @@ from llm_finetune_kit.data.batches import Pass, make_passes, step_examples
 from llm_finetune_kit.data.masks import Tokens
 from llm_finetune_kit.errors import ModelError
 from llm_finetune_kit.events import Event, Stepped
+from llm_finetune_kit.models.adapters import add_lora
 from llm_finetune_kit.models.attention import NAME, register
-from llm_finetune_kit.models.loading import add_lora, load_base, train_all
+from llm_finetune_kit.models.loading import load_base, train_all
 from llm_finetune_kit.models.locate import Located
 from llm_finetune_kit.training import step
 from llm_finetune_kit.training.checkpoint import Progress, restore_weights, save_weights

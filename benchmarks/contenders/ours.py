@@ -14,7 +14,8 @@ from peft import LoraConfig, get_peft_model_state_dict
 from llm_finetune_kit.data.batches import order
 from llm_finetune_kit.data.masks import Tokens
 from llm_finetune_kit.events import Event, Stepped
-from llm_finetune_kit.models.loading import add_lora, load_base
+from llm_finetune_kit.models.adapters import add_lora
+from llm_finetune_kit.models.loading import load_base
 from llm_finetune_kit.models.locate import Located
 from llm_finetune_kit.training.checkpoint import Progress, restore_weights
 from llm_finetune_kit.training.loop import Schedule, fit

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from llm_finetune_kit.material import Material
-from llm_finetune_kit.models.loading import DTYPES, add_lora, load_base, train_all
+from llm_finetune_kit.models.adapters import add_lora
+from llm_finetune_kit.models.loading import DTYPES, load_base, train_all
 from llm_finetune_kit.training.loop import Schedule
 from llm_finetune_kit.training.optimizer import learning_rates, make_optimizer
 from llm_finetune_kit.training.step import Objective
