@@ -138,7 +138,7 @@ def test_fault_022_a_prompt_longer_than_max_length_stops_the_run(tmp_path: Path,
     done = finetune(tmp_path, *words)
     assert done.code == 3 and "Traceback" not in done.err
     assert done.work <= 6
-    assert "error[DATA-035] long.jsonl: 1 of 6 examples" in done.err and "(long.jsonl line 7)" in done.err
+    assert "error[DATA-135] long.jsonl: 1 of 6 examples" in done.err and "(long.jsonl line 7)" in done.err
     assert "their prompts alone reach max_length 48" in done.err
     assert "fix:  raise model.max_length above 48, or train without them: data.on_bad_rows=drop" in done.err
     assert not (tmp_path / "outputs").exists()
@@ -151,7 +151,7 @@ def test_fault_022_a_run_that_would_learn_nothing_does_not_start(
     (tmp_path / "long.jsonl").write_text(jsonl([{"prompt": "Why? " * 60, "response": "Because."}] * 6))
     code, _, err = answer(capsys, "--model", str(stories), "--data", "long.jsonl", "--max-length", "48")
     assert code == 3
-    assert "error[DATA-034] long.jsonl: 100% of what is to be learned lies beyond max_length 48" in err
+    assert "error[DATA-134] long.jsonl: 100% of what is to be learned lies beyond max_length 48" in err
     assert "fix:  raise model.max_length (the longest example has " in err
     assert not (tmp_path / "outputs").exists()
 

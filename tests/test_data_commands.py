@@ -35,7 +35,7 @@ def flawed(tmp_path: Path) -> Path:
 
 def test_check_tells_what_is_wrong_where_and_what_to_do(flawed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "data", "check", flawed)
-    assert code == 0
+    assert code == 3, "what would stop training is an error for scripts too"
     assert (
         "exact duplicates: line 31 (as line 4)" in out.replace("\n", " ").replace("  ", " ") or "exact duplicates: line 31" in out
     )
@@ -74,7 +74,12 @@ def test_pages_are_written_without_network_or_scripts(flawed: Path, tmp_path: Pa
         page = tmp_path / f"{words[0]}.html"
         code, _, _ = run(capsys, "data", *words, "--model", "demo", "--html", page)
         html = page.read_text(encoding="utf-8")
-        assert code == 0 and "<script" not in html and "://" not in html and str(tmp_path) not in html
+        assert (
+            code == (3 if words[0] == "check" else 0)
+            and "<script" not in html
+            and "://" not in html
+            and str(tmp_path) not in html
+        )
         assert 'class="xray"' in html
 
 
@@ -91,7 +96,7 @@ def test_preview_marks_what_is_learned(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_preview_shows_what_the_gate_would_refuse(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "data", "preview", "sample:chat", "--model", "demo", "--max-length", "20", "--count", "1")
-    assert code == 0 and "⟨" in out and "training would stop here: error[DATA-03" in out
+    assert code == 0 and "⟨" in out and "training would stop here: error[DATA-13" in out
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json.gz", "csv", "parquet"])

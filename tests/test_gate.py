@@ -159,7 +159,7 @@ def test_a_wrong_mask_trips_the_gate(name: str, mutation: str, kind: str) -> Non
     wrong = _mutated(tokens, MUTATIONS[mutation](chat))
     with pytest.raises(DataError) as caught:
         gate(wrong, chat, DataSection(), "rows", 10_000)
-    assert caught.value.code in ("DATA-033", "DATA-035", "DATA-122")
+    assert caught.value.code in ("DATA-133", "DATA-135", "DATA-122")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -170,7 +170,7 @@ def test_fault_024_a_template_without_its_terminator_trips_the_gate(name: str) -
     endless = _with_template(chat, text)
     with pytest.raises(DataError) as caught:
         gated(endless, *THREE)
-    assert caught.value.code == "DATA-033"
+    assert caught.value.code == "DATA-133"
 
 
 def _with_template(chat: ChatTokenizer, template: str) -> ChatTokenizer:
@@ -184,7 +184,7 @@ def _with_template(chat: ChatTokenizer, template: str) -> ChatTokenizer:
 
 def test_fault_022_a_row_whose_answer_is_cut_off_entirely_stops_the_run() -> None:
     error = refused(chat_of("trl/llama3"), SHORT, LONG, SHORT, max_length=40)
-    assert error.code == "DATA-035"
+    assert error.code == "DATA-135"
     assert "1 of 3 examples (33.3%)" in error.problem
     assert "line 2" in error.problem
     assert "40" in error.fix
@@ -201,15 +201,15 @@ def test_fault_022_it_can_be_left_out_and_is_counted() -> None:
 
 def test_fault_022_nothing_left_to_learn_stops_whatever_was_asked() -> None:
     chat = chat_of("trl/llama3")
-    assert refused(chat, LONG, LONG, max_length=40, on_bad_rows="drop").code in ("DATA-034", "DATA-035")
+    assert refused(chat, LONG, LONG, max_length=40, on_bad_rows="drop").code in ("DATA-134", "DATA-135")
     unlearned = [message | {"train": False} for message in SHORT]
-    assert refused(chat, unlearned, on_bad_rows="drop").code == "DATA-035"
+    assert refused(chat, unlearned, on_bad_rows="drop").code == "DATA-135"
 
 
 def test_fault_024_an_answer_without_an_end_is_refused() -> None:
     endless = own_template("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}")
     error = refused(endless, SHORT, SHORT)
-    assert error.code == "DATA-033"
+    assert error.code == "DATA-133"
     assert "2 of 2" in error.problem
     assert gated(endless, SHORT, loss_on="all")[1].examples == 1
 
@@ -226,7 +226,7 @@ def test_fault_024_a_template_that_ends_only_the_last_answer_is_told() -> None:
 def test_fault_025_two_bos_are_refused() -> None:
     twice = own_template("{{ bos_token }}{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}")
     error = refused(twice, SHORT, LONG)
-    assert error.code == "DATA-032"
+    assert error.code == "DATA-132"
     assert "2 examples" in error.problem
 
 
@@ -243,7 +243,7 @@ def test_lengths_shortened_trip_the_gate_and_counts_are_exact(name: str) -> None
         if share > 0.5 or untrainable:
             with pytest.raises(DataError) as caught:
                 gate(tokens, chat, DataSection(), "rows", length)
-            assert caught.value.code == ("DATA-034" if share > 0.5 else "DATA-035")
+            assert caught.value.code == ("DATA-134" if share > 0.5 else "DATA-135")
         else:
             warning = gate(tokens, chat, DataSection(), "rows", length)[2][0]
             assert f"{int((tokens.lengths > length).sum())} of {len(tokens)} examples are cut" in warning
@@ -254,7 +254,7 @@ def test_too_much_cut_is_refused_and_a_little_is_told() -> None:
     chat = chat_of("trl/llama3")
     long_answer = talk("why?", "because " * 60)
     error = refused(chat, SHORT, long_answer, max_length=40)
-    assert error.code == "DATA-034"
+    assert error.code == "DATA-134"
     assert "%" in error.problem
     longest = int(encoded(chat, long_answer).lengths[0])
     tokens, facts, warnings = gated(chat, SHORT, long_answer, max_length=longest - 5)

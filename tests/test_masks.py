@@ -310,7 +310,7 @@ def test_fault_023_a_template_that_does_not_show_its_answers_is_refused(template
     chat = own_template(template)
     with pytest.raises(DataError, match="does not show where its answers begin") as caught:
         encoded(chat, SHORT)
-    assert caught.value.code == "DATA-031"
+    assert caught.value.code == "DATA-131"
     assert "loss_on=all" in caught.value.fix
     assert encoded(chat, SHORT, loss_on="all").trained.all()
 

@@ -294,8 +294,22 @@ def test_fault_017_a_row_that_is_no_object_is_named(tmp_path: Path) -> None:
     assert refused(tmp_path, "b.json", '[{"a": 1},\n7]').where == "b.json row 2 (line 2)"
 
 
+def test_semicolons_may_separate_columns_as_spreadsheets_write_them(tmp_path: Path) -> None:
+    source = read(tmp_path, "a.csv", "q;r\n1;2,5\n")
+    assert source.rows == [{"q": "1", "r": "2,5"}] and "semicolons" in source.notes[0]
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.jsonl", '{"a": 1}\n{"a" 2}\n{"a": 3}\n'), ("a.csv", "a,b\n1,1\n2\n3,3\n")])
+def test_lines_that_are_no_rows_may_be_left_out_and_are_listed(tmp_path: Path, name: str, text: str) -> None:
+    write(tmp_path, name, text)
+    source = read_source(name, base=tmp_path, drop=True)
+    assert [str(row["a"]) for row in source.rows] == ["1", "3"]
+    line = 2 if name.endswith("jsonl") else 3
+    assert list(source.broken) == [f"{name} line {line}"] and source.place(1) == f"{name} line {line + 1}"
+
+
 def test_fault_020_table_faults_name_row_and_column(tmp_path: Path) -> None:
-    assert "';'" in refused(tmp_path, "a.csv", "q;r\n1;2\n").problem
+    assert "'|'" in refused(tmp_path, "a.csv", "q|r\n1|2\n").problem
     assert refused(tmp_path, "b.csv", 'q,r\n1,2\n"x,3\n4,5\n').where == "b.csv line 3"
     error = refused(tmp_path, "c.csv", "q,r\n1,2\n3\n4,5,6\n")
     assert error.where == "c.csv line 3" and "lines 3, 4" in error.why

@@ -175,3 +175,23 @@ def test_a_streamed_run_resumes_at_the_right_row(tmp_path: Path) -> None:
         name: {event.step: event.loss.hex() for event in events if isinstance(event, Stepped)} for name, events in told.items()
     }
     assert losses["whole"] == losses["halves"] and len(losses["whole"]) == 12
+
+
+def test_long_raw_texts_are_learned_in_windows(tmp_path: Path, chat: ChatTokenizer) -> None:
+    from llm_finetune_kit.data import prepare
+    from llm_finetune_kit.data.windows import windowed
+
+    path = tmp_path / "story.txt"
+    path.write_text("\n".join(f"Day {index}: we walked {index * 3} miles." for index in range(400)))
+    settings = DataSection()
+    whole = prepare.tokenize(prepare.read(str(path), settings), settings, chat, chat.fingerprint())
+    cut = windowed(whole, 100, chat)
+    assert len(whole.tokens) == 1 and len(cut.tokens) == -(-len(whole.tokens.ids) // 100)
+    assert np.array_equal(cut.tokens.ids, whole.tokens.ids) and cut.tokens.lengths.max() <= 100
+    assert len(cut.sketches) == len(cut.tokens) and set(cut.tokens.rows.tolist()) == {0}
+    result = run(changed(RunConfig(), {
+        "model.name": "demo", "data.train_file": str(path), "training.max_steps": 2, "output.output_dir": str(tmp_path / "out"),
+        "evaluation.generation.max_new_tokens": 4,
+    }))  # fmt: skip
+    report = json.loads((result.folder.path / "data_report.json").read_text())
+    assert report["masks"]["held_out_examples"] > 0 and "windows" in " ".join(report["train"]["notes"])

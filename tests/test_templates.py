@@ -153,7 +153,7 @@ def test_a_row_whose_answer_cannot_be_told_is_named() -> None:
     chat = own_template("{% for m in messages %}{{ m.role }}: {{ m.content[:-1] }}{{ eos_token }}{% endfor %}")
     with pytest.raises(DataError) as caught:
         encode([Example(TALKS["one answer"], None, 5)], chat, place=lambda row: f"line {row}")
-    assert (caught.value.code, caught.value.where) == ("DATA-031", "line 5")
+    assert (caught.value.code, caught.value.where) == ("DATA-131", "line 5")
 
 
 # --- thoughts ----------------------------------------------------------------------------------------------

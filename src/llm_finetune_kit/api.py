@@ -31,6 +31,9 @@ class Dataset(list[dict[str, Any]]):
         super().__init__(rows)
         self.name = name
 
+    def __repr__(self) -> str:
+        return f"Dataset({self.name!r}, {len(self):,} rows, columns {', '.join(self[0]) if self else 'none'})"
+
 
 @dataclass(frozen=True)
 class PreparedDataset:

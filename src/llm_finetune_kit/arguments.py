@@ -59,6 +59,11 @@ class Parser(argparse.ArgumentParser):
             flag = word.partition("=")[0]
             if re.match(r"--\w", flag) and flag not in options:
                 raise UsageError(2, f"unknown option {flag}", fix=self._instead(flag, nearest(flag, options)))
+        flags = [word.partition("=")[0] for word in words if word.startswith("--")]
+        twice = next((flag for flag in flags if flags.count(flag) > 1), None)
+        if twice:
+            several = "keep one; for several data sets: data.mix='{a.jsonl: 1, b.jsonl: 1}'"
+            raise UsageError(2, f"{twice} is given twice", fix=several if twice == "--data" else "keep one of them")
         found, unknown = self.parse_known_intermixed_args(words)
         if unknown:
             kind = "option" if unknown[0].startswith("-") else "word"

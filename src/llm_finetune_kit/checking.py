@@ -19,7 +19,8 @@ from llm_finetune_kit.data.formats.examples import Formatted, to_examples
 from llm_finetune_kit.data.gate import gate
 from llm_finetune_kit.data.masks import encode
 from llm_finetune_kit.data.quality import QualityReport, inspect_data
-from llm_finetune_kit.data.sources import Source, read_source
+from llm_finetune_kit.data.ready import is_ready
+from llm_finetune_kit.data.sources import Source, held_out_beside, read_source
 from llm_finetune_kit.data.xray import Totals, XrayExample, totals, xray
 from llm_finetune_kit.errors import DataError
 from llm_finetune_kit.report.words import name
@@ -87,7 +88,10 @@ class Checked:
 def understood(spec: Any, config: RunConfig) -> tuple[Source, Formatted]:
     """All rows of a data set; those that cannot be used are dropped and listed with their reasons."""
     settings = config.data
-    source = read_source(spec, seed=config.training.seed)
+    source = read_source(spec, seed=config.training.seed, drop=True)
+    if is_ready(source):
+        fix = "check the rows before they are tokenized"
+        raise DataError(143, "the rows are tokenized already, and there is no text to look at", where=source.name, fix=fix)
     detected = detect(source, settings.format, settings.columns)
     return source, to_examples(
         source, detected, on_bad_rows="drop", system_prompt=settings.system_prompt, threads=settings.threads
@@ -102,6 +106,7 @@ def check(
     Raises DataError only for files that cannot be read at all.
     """
     source, formatted = understood(spec, config)
+    held_out = held_out_beside(spec) if held_out is None else held_out
     apart = understood(held_out, config) if held_out is not None else None
     if model is None or formatted.examples[0].rejected is not None:
         return Checked(inspect_data(source, formatted, held_out=apart))

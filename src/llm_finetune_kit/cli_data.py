@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetune_kit.arguments import Parser, file_and_config
-from llm_finetune_kit.errors import UsageError, nearest
+from llm_finetune_kit.errors import DataError, UsageError, nearest
 
 COMMANDS = {
     "check": "look for what would spoil training: faults, duplicates, leakage, secrets, cut answers",
@@ -96,7 +96,7 @@ def _check(asked: argparse.Namespace) -> int:
         print(json.dumps(found.report.to_dict(), indent=2, ensure_ascii=False))
     else:
         _show_check(found.report)
-    return 0
+    return DataError.exit_code if any(one.severity == "error" for one in found.report.findings) else 0
 
 
 def _show_check(report: Any) -> None:
@@ -109,6 +109,8 @@ def _show_check(report: Any) -> None:
     if findings:
         print_table(("", "finding", "rows", "what to do"), findings)
         show()
+    for note in report.notes:
+        show(f"note: {note}")
     show(report.verdict, style="bold")
 
 

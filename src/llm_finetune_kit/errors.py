@@ -33,7 +33,7 @@ class KitError(Exception):
         self.problem = _plain(LONG.sub(r"\1…", problem))
         self.where = _plain(where)
         self.why = _plain(LONG.sub(r"\1…", why))
-        self.fix = _plain(fix)
+        self.fix = _plain(LONG.sub(r"\1…", fix))
 
     @property
     def code(self) -> str:

@@ -12,11 +12,13 @@ from llm_finetune_kit.data import prepare, streaming
 from llm_finetune_kit.data.gate import gate
 from llm_finetune_kit.data.mixing import mixed
 from llm_finetune_kit.data.split import split
+from llm_finetune_kit.data.windows import windowed
 from llm_finetune_kit.errors import ConfigError
 from llm_finetune_kit.events import Listen, Noted, Planned, Stage, Warned, ignore
 from llm_finetune_kit.models.locate import check_name, locate
 from llm_finetune_kit.plan import DataFacts, Plan, make_plan
 
+WINDOW = 1024  # tokens of a piece of a long raw text, where the model can read that much
 XRAYED = 3  # examples whose tokens are kept for the report
 LONGEST_XRAY = 2000  # tokens of the longest that is kept
 
@@ -71,13 +73,16 @@ def prepare_run(config: RunConfig, listen: Listen = ignore) -> Material:
     from llm_finetune_kit.models.tokenizer import load_tokenizer
 
     chat = load_tokenizer(located.folder, config.data.template)
-    sets = (_streamed if isinstance(read, _Streamed) else _in_memory)(config, read, chat)
+    from llm_finetune_kit.models.facts import model_facts
+
+    facts = model_facts(located.folder, str(config.model.name))
+    sets = (_streamed if isinstance(read, _Streamed) else _in_memory)(config, read, chat, facts.positions)
 
     longest = int(max(tokens.lengths.max() for tokens in (sets.sample, sets.held_out) if tokens is not None))
     length = config.model.max_length or longest
     sample, held_out, masks, warnings = _gated(config, chat, sets, length)
     listen(Stage("plan", str(config.model.name)))
-    plan, machine = _decided(config, located, sets, sample, held_out, longest)
+    plan, machine = _decided(config, facts, sets, sample, held_out, longest)
     decided = int(plan.config.model.max_length or length)
     if decided < length:  # the model's own limit
         sample, held_out, masks, warnings = _gated(config, chat, sets, decided)
@@ -88,7 +93,7 @@ def prepare_run(config: RunConfig, listen: Listen = ignore) -> Material:
     learned = {"masks": _mask_report(masks, held_out, sets.origin, longest, chat), "xray": _xray(sets, chat, decided)}
     warnings = [*sets.warnings, *warnings, *plan.warnings]
     listen(Planned(plan.to_dict() | {"machine": machine}))
-    for note in (note for part in sets.report.values() for note in part["notes"]):
+    for note in _notes(sets, train, held_out):
         listen(Noted(note))
     for warning in warnings:
         listen(Warned(warning))
@@ -132,11 +137,19 @@ def _read(config: RunConfig, named: Any, apart: Any, listen: Listen) -> _Streame
     return _Whole([prepare.read(spec, settings, seed) for spec in named], shares, held_out)
 
 
-def _in_memory(config: RunConfig, read: Any, chat: Any) -> _Sets:
+def _whole(data: prepare.Encoded, config: RunConfig, chat: Any, limit: int) -> prepare.Encoded:
+    """Raw texts in windows that the model can read; anything else as it is."""
+    length = config.model.max_length or min(limit, WINDOW)
+    return windowed(data, length, chat) if data.report["format"] == "text" else data
+
+
+def _in_memory(config: RunConfig, read: Any, chat: Any, limit: int) -> _Sets:
     settings, seed, known = config.data, config.training.seed, chat.fingerprint()
-    parts = [prepare.tokenize(part, settings, chat, known, seed) for part in read.parts]
+    parts = [_whole(prepare.tokenize(part, settings, chat, known, seed), config, chat, limit) for part in read.parts]
     data = parts[0] if len(parts) == 1 else mixed(parts, read.shares, seed)
-    apart = prepare.tokenize(read.held_out, settings, chat, known, seed) if read.held_out is not None else None
+    apart = None
+    if read.held_out is not None:
+        apart = _whole(prepare.tokenize(read.held_out, settings, chat, known, seed), config, chat, limit)
     sides = split(data, settings, seed, held_out=apart)
     report = {"train": data.report | {"near_copies": sides.near_copies}} | ({"held_out": apart.report} if apart else {})
     warnings = [*(warning for part in report.values() for warning in part["warnings"]), *sides.warnings]
@@ -144,7 +157,7 @@ def _in_memory(config: RunConfig, read: Any, chat: Any) -> _Sets:
     return _Sets(sides.train, sides.held_out, sides.train, sides.origin, report, data.place, place, warnings)
 
 
-def _streamed(config: RunConfig, read: Any, chat: Any) -> _Sets:
+def _streamed(config: RunConfig, read: Any, chat: Any, limit: int) -> _Sets:
     settings, seed = config.data, config.training.seed
     train = streaming.Stream(read.path, read.survey, settings, chat)
     report = {"train": streaming.report(read.path, read.survey)}
@@ -167,21 +180,23 @@ def _streamed(config: RunConfig, read: Any, chat: Any) -> _Sets:
 
 def _gated(config: RunConfig, chat: Any, sets: _Sets, length: int) -> tuple[Any, Any, Any, list[str]]:
     """Both sets cut to `length` and let through the gate, facts about the training masks, and warnings."""
-    texts = any({"text", "tokens"} & set(str(part["format"]).split(" + ")) for part in sets.report.values())
+    formats = {name for part in sets.report.values() for name in str(part["format"]).split(" + ")}
+    how = {"texts": bool({"text", "tokens"} & formats), "own_masks": formats == {"tokens"}}
     name, place = str(sets.report["train"]["name"]), sets.train_place
-    train, masks, warnings = gate(sets.sample, chat, config.data, name, length, place=place, texts=texts)
+    train, masks, warnings = gate(sets.sample, chat, config.data, name, length, place=place, **how)
     held_out = sets.held_out
+    if held_out is sets.sample:  # streamed: the sample stands for both
+        return train, train, masks, [f"in a sample of {len(train):,} examples: {warning}" for warning in warnings]
     if held_out is not None:
         place = sets.held_out_place
-        held_out, _, more = gate(held_out, chat, config.data, "held-out rows", length, place=place, texts=texts)
+        held_out, _, more = gate(held_out, chat, config.data, "held-out rows", length, place=place, **how)
         warnings += [f"held out: {warning}" for warning in more]
     return train, held_out, masks, warnings
 
 
-def _decided(config: RunConfig, located: Any, sets: _Sets, sample: Any, held_out: Any, longest: int) -> tuple[Plan, str]:
+def _decided(config: RunConfig, model: Any, sets: _Sets, sample: Any, held_out: Any, longest: int) -> tuple[Plan, str]:
     """The plan for this machine, and the machine's name. The first that needs torch."""
     from llm_finetune_kit.hardware import this_machine
-    from llm_finetune_kit.models.facts import model_facts
 
     streamed = isinstance(sets.train, streaming.Stream)
     scale = len(sets.train) / len(sample) if streamed else 1.0  # of a streamed set only a sample is known
@@ -194,7 +209,7 @@ def _decided(config: RunConfig, located: Any, sets: _Sets, sample: Any, held_out
         streamed=streamed,
     )
     machine = this_machine(Path(config.output.output_dir))
-    return make_plan(config, machine, model_facts(located.folder, str(config.model.name)), facts), machine.name
+    return make_plan(config, machine, model, facts), machine.name
 
 
 def _mask_report(masks: Any, held_out: Any, origin: str, longest: int, chat: Any) -> dict[str, Any]:
@@ -207,6 +222,15 @@ def _mask_report(masks: Any, held_out: Any, origin: str, longest: int, chat: Any
         "longest": longest,
         "template": chat.source,
     }
+
+
+def _notes(sets: _Sets, train: Any, held_out: Any) -> list[str]:
+    """What the reader should know of the data: formats and how they were told, sizes, what was done."""
+    parts = [part for whole in sets.report.values() for part in whole.get("parts", [whole])]
+    told = [f"{part['name']} is read as {part['format']}: {part['why_format']}" for part in parts]
+    told += [note for part in sets.report.values() for note in part["notes"]]
+    apart = f", {len(held_out):,} held out ({sets.origin})" if held_out is not None else f", held out: {sets.origin}"
+    return [*told, f"{len(train):,} examples are trained on{apart}"]
 
 
 def _xray(sets: _Sets, chat: Any, length: int) -> dict[str, Any]:

@@ -269,7 +269,9 @@ def _prompts(material: Material) -> list[tuple[list[int], str, str]]:
         first = int(np.flatnonzero(trained)[0])
         if first == 0:  # raw text: begin with its first words
             first = min(16, len(ids) // 2)
-        found.append((ids[:first].tolist(), chat.decode(ids[:first].tolist()).strip(), chat.decode(ids[first:].tolist()).strip()))
+        last = first + int(np.argmin(np.append(trained[first:], False)))  # the end of the first answer
+        asked, reference = ids[:first].tolist(), ids[first:last].tolist()
+        found.append((asked, chat.decode(asked).strip(), chat.decode(reference).strip()))
     return found
 
 

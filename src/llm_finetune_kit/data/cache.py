@@ -20,7 +20,7 @@ import numpy as np
 
 from llm_finetune_kit.data.masks import Tokens
 
-VERSION = 5  # of masks, formats and templates: raise it when the same input would become other tokens
+VERSION = 6  # of masks, formats and templates: raise it when the same input would become other tokens
 
 
 def cache_home() -> Path:
@@ -119,7 +119,9 @@ def entries() -> list[Entry]:
 
     found = []
     for path in (cache_home() / "tokens").glob("*"):
-        data, examples = "unfinished" if path.suffix == ".part" else "survey" if path.suffix == ".survey" else "", None
+        if path.suffix == ".read":
+            continue
+        data, examples = "unfinished" if path.suffix == ".part" else "survey of a large file", None
         try:
             if path.suffix == ".safetensors":
                 with safe_open(path, framework="np") as file:

@@ -79,35 +79,41 @@ def gate(
     *,
     place: Place | None = None,
     texts: bool = False,
+    own_masks: bool = False,
 ) -> tuple[Tokens, MaskFacts, list[str]]:
     """Cut to `max_length`, then refuse what would train the wrong thing.
 
     `place` turns a source row into its file and line. `texts` says that raw texts may be among the examples,
-    which are learned from their first token on. Returns the tokens to train on, facts about their masks, and
+    which are learned from their first token on; `own_masks`, that the rows came with masks of their user's making,
+    so that an end that is not learned is told and not refused. Returns the tokens to train on, facts about their masks, and
     warnings. Raises DataError if nothing is learned, a prompt is learned, an answer's end is not, BOS stands
     twice, or too much of the answers is cut.
     """
     whole = inspect(tokens, chat)
     if whole.double_bos:
         raise DataError(
-            32, f"{whole.double_bos} examples begin with two BOS tokens", where=name, fix="remove the BOS text from the rows"
+            132, f"{whole.double_bos} examples begin with two BOS tokens", where=name, fix="remove the BOS text from the rows"
         )
     warnings = []
     if settings.loss_on == "answers":
-        if whole.open_ended:
-            raise _endless(whole, name)
+        endless = _endless(_without_texts(tokens) if texts else tokens, chat, name)
+        if endless and not own_masks:
+            raise endless
+        warnings += [endless.problem] if endless else []
         sample = _sample(tokens)
-        _look_at(tokens, sample, chat, name, texts)
+        if not own_masks:
+            _look_at(tokens, sample, chat, name, texts)
         warnings += _open_inside(tokens, sample, chat)
         whole = replace(whole, thinking=_thinking(tokens, sample, chat))
     cut, cut_rows, cut_targets = tokens.cut(max_length)
     facts = replace(inspect(cut, chat), thinking=whole.thinking)
     if cut_targets > MOST_CUT * whole.target_tokens:
         raise DataError(
-            34,
+            134,
             f"{cut_targets / whole.target_tokens:.0%} of what is to be learned lies beyond max_length {max_length}",
             where=name,
-            fix=f"raise model.max_length (the longest example has {int(tokens.lengths.max()):,} tokens)",
+            fix=f"raise model.max_length as far as the model can read (the longest example has "
+            f"{int(tokens.lengths.max()):,} tokens), or shorten or split the rows",
         )
     if cut_rows:
         warnings.append(
@@ -118,9 +124,17 @@ def gate(
     return cut, facts, warnings
 
 
-def _endless(facts: MaskFacts, name: str) -> DataError:
+def _without_texts(tokens: Tokens) -> Tokens:
+    """The examples of which not every token is learned."""
+    return tokens.select(np.flatnonzero(tokens.targets < tokens.lengths - 1))
+
+
+def _endless(tokens: Tokens, chat: Renderer, name: str) -> DataError | None:
+    facts = inspect(tokens, chat)
+    if not facts.open_ended:
+        return None
     return DataError(
-        33,
+        133,
         f"the end of {facts.open_ended} of {facts.examples} answers is not learned, so the model would never stop",
         where=name,
         fix="use a chat template that closes each answer with the end-of-turn token, such as data.template=default",
@@ -143,7 +157,7 @@ def _without_untrainable(
     every = len(bad) == facts.examples
     if every or settings.on_bad_rows == "stop":
         raise DataError(
-            35,
+            135,
             f"{len(bad):,} of {facts.examples:,} examples ({len(bad) / facts.examples:.1%}) have no token to learn ({rows})",
             where=name,
             why=f"their prompts alone reach max_length {max_length}, so the answers are cut off entirely",

@@ -116,7 +116,7 @@ def _refusal(found: Refused, where: str) -> DataError:
         fix = "correct the roles or remove the row, or use another template: data.template=default"
         return DataError(120, found.reason, where=where, fix=fix)
     return DataError(
-        31,
+        131,
         found.reason,
         where=where,
         why="it drops or changes assistant messages, or their prompts once they are answered",

@@ -83,7 +83,7 @@ def read(spec: Any, settings: DataSection, seed: int = 42) -> Read:
 
 
 def _understood(spec: Any, settings: DataSection, seed: int) -> Read:
-    source = read_source(spec, seed=seed)
+    source = read_source(spec, seed=seed, drop=settings.on_bad_rows == "drop")
     if is_ready(source):
         return _tokenized_already(spec, source)
     detected = detect(source, settings.format, settings.columns)
@@ -94,10 +94,10 @@ def _understood(spec: Any, settings: DataSection, seed: int) -> Read:
     copies = similar.exact_duplicates(similar.Texts(formatted.examples))
     later = [formatted.examples[again].row for _, again in copies]
     limits = [note for note in source.notes if "non-commercial licence" in note]
-    warnings = [*limits, *formatted.warnings]
+    warnings = [*limits, *broken_in_words(source), *formatted.warnings]
     if later:
         said = "1 row repeats an earlier one" if len(later) == 1 else f"{len(later):,} rows repeat an earlier one"
-        warnings.append(f"{said} word for word ({source.spots(later)})")
+        warnings.append(f"{source.name}: {said} word for word ({source.spots(later)})")
     report = {
         "name": source.name,
         "fingerprint": source.fingerprint,
@@ -107,11 +107,22 @@ def _understood(spec: Any, settings: DataSection, seed: int) -> Read:
         "examples": len(formatted.examples),
         "repeated": len(later),
         "licence": source.licence,
-        "dropped": [{"place": source.place(row), "reason": reason} for row, reason in formatted.dropped],
+        "dropped": [
+            *({"place": place, "reason": reason} for place, reason in source.broken.items()),
+            *({"place": source.place(row), "reason": reason} for row, reason in formatted.dropped),
+        ],
         "notes": [note for note in source.notes if note not in limits],
         "warnings": warnings,
     }
     return Read(spec, source.name, source.fingerprint, source, formatted, report)
+
+
+def broken_in_words(source: Source) -> list[str]:
+    """One sentence on lines that could not be read, if there are any."""
+    if not source.broken:
+        return []
+    place, why = next(iter(source.broken.items()))
+    return [f"{len(source.broken):,} lines cannot be read and are left out; the first: {place}, {why}"]
 
 
 def _tokenized_already(spec: Any, source: Source) -> Read:
@@ -175,6 +186,7 @@ def _encoded(data: Read, settings: DataSection, chat: Renderer, path: Path) -> E
     dropping = settings.on_bad_rows == "drop"
     tokens = encode(examples, chat, loss_on=settings.loss_on, place=place, refused=refused if dropping else None)
     report = data.report | {"notes": [*data.report["notes"], *notes(examples, chat)]}
+    report["warnings"] = [*report["warnings"], *_unknown(tokens, chat)]
     if refused:
         rows = {row for row, _ in refused}
         examples = [example for example in examples if example.row not in rows]
@@ -187,6 +199,21 @@ def _encoded(data: Read, settings: DataSection, chat: Renderer, path: Path) -> E
         cache.store(path, tokens, sketches, report)
         _mark_read(data, settings)
     return Encoded(tokens, sketches, data.fingerprint, report | {"cached": False}, place)
+
+
+def _unknown(tokens: Tokens, chat: Renderer) -> list[str]:
+    """What the tokenizer has no token for is lost: the model would neither read nor learn it."""
+    unknown = getattr(chat.tokenizer, "unk_token_id", None)
+    if unknown is None or unknown == chat.eos_id:
+        return []
+    hits = tokens.ids == unknown
+    if not hits.any():
+        return []
+    examples = np.unique(np.searchsorted(tokens.starts, np.flatnonzero(hits), "right") - 1)
+    return [
+        f"{len(examples):,} examples hold characters that this tokenizer does not know; they become {hits.sum():,} times "
+        f"{chat.tokenizer.unk_token} and are lost ({hits.mean():.1%} of all tokens)"
+    ]
 
 
 def _place_of(data: Read, settings: DataSection, seed: int) -> Callable[[int], str]:

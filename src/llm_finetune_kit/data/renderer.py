@@ -12,6 +12,7 @@ class Renderer(Protocol):
     """The part of `models.tokenizer.ChatTokenizer` that masks, gate and X-ray are made with."""
 
     BREAK: str
+    tokenizer: Any
     backend: Any
     specials: dict[str, int]
     eos_id: int

@@ -85,7 +85,7 @@ def survey(path: str, settings: DataSection, seed: int, *, hold_out: bool) -> Su
 
 
 def _read_through(path: str, fingerprint: str, settings: DataSection, seed: int, hold_out: bool) -> Survey:
-    file = open_blocks(path)
+    file = open_blocks(path, drop=settings.on_bad_rows == "drop")
     found: Survey | None = None
     detected: Detected | None = None
     hashes: list[np.ndarray] = []
@@ -105,9 +105,10 @@ def _read_through(path: str, fingerprint: str, settings: DataSection, seed: int,
         found.blocks.append(block)
         found.usable.append(len(formatted.examples))
         found.rows += len(source.rows)
-        found.dropped_count += len(formatted.dropped)
+        dropped = [*source.broken.items(), *((source.place(row), why) for row, why in formatted.dropped)]
+        found.dropped_count += len(dropped)
         room = MOST_LISTED - len(found.dropped)
-        found.dropped += [{"place": source.place(row), "reason": why} for row, why in formatted.dropped[: max(0, room)]]
+        found.dropped += [{"place": where, "reason": why} for where, why in dropped[: max(0, room)]]
     if found is None or not sum(found.usable):
         raise DataError(10, "no row can be used", where=path, fix="look at it with `finetune data check`")
     _choose(found, sample, hashes, settings.max_samples, seed, hold_out)
@@ -170,7 +171,7 @@ class Stream:
 
     def __init__(self, path: str, found: Survey, settings: DataSection, chat: Renderer) -> None:
         self.path, self.survey, self.settings, self.chat = path, found, settings, chat
-        self.file: BlockFile = open_blocks(path)
+        self.file: BlockFile = open_blocks(path, drop=settings.on_bad_rows == "drop")
         self._as_it_was = _stamp(path)
         self.max_length: int | None = None
         self.counts = found.counts
@@ -258,7 +259,7 @@ class Stream:
         bad = tokens.rows[np.flatnonzero(tokens.targets == 0)]
         if len(bad) and self.settings.on_bad_rows == "stop":
             raise DataError(
-                35,
+                135,
                 f"{len(bad)} examples have no token to learn",
                 where=f"{self.path} {source.spots([int(row) - block.row for row in bad])}",
                 why=f"their prompts alone reach max_length {self.max_length}, so the answers are cut off entirely",

@@ -12,6 +12,7 @@ from llm_finetune_kit.data import prepare
 from llm_finetune_kit.data.batches import evaluation_passes
 from llm_finetune_kit.data.gate import gate
 from llm_finetune_kit.data.masks import Tokens
+from llm_finetune_kit.data.windows import windowed
 from llm_finetune_kit.hardware import this_machine
 from llm_finetune_kit.opening import open_model
 from llm_finetune_kit.training.step import mean_loss
@@ -34,8 +35,11 @@ def measure(
     encoded = prepare.tokenize(read, settings, opened.chat, opened.chat.fingerprint())
     limit: Any = getattr(opened.model.config, "max_position_embeddings", 2048)
     length = int(max_length or limit)
-    texts = encoded.report["format"] in ("text", "tokens")
-    tokens, facts, _ = gate(encoded.tokens, opened.chat, settings, read.name, length, place=encoded.place, texts=texts)
+    if encoded.report["format"] == "text":
+        encoded = windowed(encoded, length, opened.chat)
+    kind = encoded.report["format"]
+    how = {"texts": kind in ("text", "tokens"), "own_masks": kind == "tokens"}
+    tokens, facts, _ = gate(encoded.tokens, opened.chat, settings, read.name, length, place=encoded.place, **how)
     size = target_bytes(tokens, opened.chat)
     found = {}
     for name, switch in (("base", opened.model.disable_adapter if opened.is_adapter else None), ("tuned", nullcontext)):

@@ -149,7 +149,8 @@ def _unknown(source: Source, columns: list[str]) -> DataError:
     guesses = [(column, near) for column, near in near_ones if near != column.lower()]
     guess = ", ".join(f"did you mean '{near}' instead of '{column}'" for column, near in guesses[:3])
     shown = ", ".join(columns[:20]) + (", ..." if len(columns) > 20 else "")
-    other = "rename the columns, or name them in data.columns"
+    pair = (*columns, "COLUMN", "COLUMN")[:2]
+    other = f"rename the columns, or say what they are: data.columns='{{prompt: {pair[0]}, response: {pair[1]}}}'"
     fix = f"{guess}? otherwise {other}" if guess else other
     problem = f"no known format has the columns: {shown}"
     return DataError(1, problem, where=source.place(0), fix=f"{fix}; accepted: {shapes_in_words()}")

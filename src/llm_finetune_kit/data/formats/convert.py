@@ -50,7 +50,7 @@ def convert(examples: Sequence[Example], to: str, lost: Notes | None = None) -> 
     counts = Counter(feature for example in kept for feature in _features(example))
     for feature in sorted(shape.refuses & counts.keys()):
         problem = f"{counts[feature]:,} of {len(kept):,} examples have {feature}, which {to} rows cannot hold"
-        others = [name for name, other in SHAPES.items() if feature not in other.refuses]
+        others = [name for name, other in SHAPES.items() if not other.refuses & counts.keys()]
         raise DataError(88, problem, fix=f"write them as {' or '.join(others)}")
     if lost is not None:
         lost.update({feature: counts[feature] for feature in shape.loses & counts.keys()})
@@ -211,7 +211,8 @@ def write_rows(path: str | Path, rows: Iterable[Row], *, overwrite: bool = False
     if write is None:
         raise DataError(89, f"no rows can be written as '{ending or path.name}'", fix=f"name it {', '.join(WRITERS)}")
     if path.exists() and not overwrite:
-        raise DataError(90, "exists already, and is not overwritten", where=str(path), fix="choose another name")
+        fix = "choose another name, or overwrite it: --overwrite"
+        raise DataError(90, "exists already, and is not overwritten", where=str(path), fix=fix)
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(draft, "wb") as file:

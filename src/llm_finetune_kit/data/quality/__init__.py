@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from llm_finetune_kit.data import similar
-from llm_finetune_kit.data.gate import inspect
+from llm_finetune_kit.data.gate import MOST_CUT, inspect
 from llm_finetune_kit.data.quality.copies import copies_across, near_duplicates
 from llm_finetune_kit.data.quality.echoes import about_answers, about_prompts
 from llm_finetune_kit.data.quality.findings import EMPTY, GRAVEST_FIRST, KINDS, SHOWN, Finding, finding, verdict
@@ -57,6 +57,7 @@ def inspect_data(
     examples, uncut) adds what max_length cuts off, `chat` what the masks of its template leave unlearned.
     """
     work = _Inspection(source, formatted.examples)
+    broken = [f"{place} cannot be read ({why}) and is left out" for place, why in list(source.broken.items())[:SHOWN]]
     work.about_dropped(formatted.dropped)
     work.about_copies(held_out)
     for kind, hits in scan(formatted.examples).items():
@@ -82,9 +83,15 @@ def inspect_data(
         scripts=scripts,
         held_out={"name": held_out[0].name, "rows": len(held_out[0].rows)} if held_out else None,
         findings=findings,
-        notes=[*source.notes, *formatted.warnings],
+        notes=[*source.notes, *broken, *_untrainable(formatted.examples), *formatted.warnings],
         verdict=verdict(findings),
     )
+
+
+def _untrainable(examples: Sequence[Any]) -> list[str]:
+    if examples[0].rejected is None and examples[0].label is None:
+        return []
+    return ["preference data is read and checked; to train on its good answers: finetune data convert FILE --to messages"]
 
 
 def _reasons(source: Any, dropped: Sequence[tuple[int, str]]) -> list[dict[str, Any]]:
@@ -194,7 +201,8 @@ class _Inspection:
         nothing = np.flatnonzero(totals[kept_to] - totals[starts] - first <= 0)
         cut = np.setdiff1d(np.flatnonzero(lost > 0), nothing)
         self.add("nothing_learned", nothing.tolist())
-        self.add("cut_answers", cut.tolist(), f"{int(lost.sum()):,} learned tokens are lost")
+        kind = "mostly_cut" if lost.sum() > MOST_CUT * totals[-1] else "cut_answers"
+        self.add(kind, cut.tolist(), f"{int(lost.sum()):,} learned tokens are lost")
         return {
             "max_length": int(max_length),
             "examples_cut": int((ends > kept_to).sum()),

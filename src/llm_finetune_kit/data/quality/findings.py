@@ -49,6 +49,8 @@ KINDS: dict[str, Kind] = {
     "empty_answers": Kind("warning", "empty answers", "have no answer and are left out", REMOVE),
     "cut_answers": Kind("warning", "cut answers", "are longer than max_length, so the ends of their answers are not learned",
                         "raise max_length if memory allows, or shorten the rows"),
+    "mostly_cut": Kind("error", "most is cut off", "lose together more than half of what is to be learned: training would stop",
+                       "raise max_length as far as the model can read, or shorten or split the rows"),
     "repeated_answer": Kind("warning", "one answer for many", "give one and the same answer to different prompts",
                             "check that the answers belong to their prompts; the model may learn to say this always"),
     "answer_is_prompt": Kind("warning", "echo", "answer with a copy of the prompt, which teaches to repeat the question",

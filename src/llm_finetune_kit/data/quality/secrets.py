@@ -22,6 +22,7 @@ MORE = {
     "Google API key": r"AIza[0-9A-Za-z_-]{35}(?![0-9A-Za-z_-])",
     "Anthropic API key": r"sk-ant-[A-Za-z0-9_-]{24,}",
     "OpenAI API key": r"sk-(?:proj|svcacct|admin)-[A-Za-z0-9_-]{24,}",
+    "secret key": r"(?<![\w-])sk-(?=[A-Za-z]*\d)[A-Za-z0-9]{32,}(?!\w)",
     "GitHub token": r"github_pat_[A-Za-z0-9_]{60,}",
 }
 # Addresses and numbers that belong to nobody are left out: example domains, and 555 as films use it.

@@ -68,6 +68,7 @@ class Source:
     reread: Callable[[], str] | None = field(default=None, repr=False)
     licence: str | None = None
     shards: tuple[tuple[int, Source], ...] = field(default=(), repr=False)  # of several files: first row, and its places
+    broken: dict[str, str] = field(default_factory=dict)  # places that could not be read and were left out, and why
 
     def place(self, index: int) -> str:
         """Row `index` as a person finds it: `train.jsonl line 1287`, `data.json row 12 (line 61)`, `rows[3]`."""
@@ -112,10 +113,11 @@ class Source:
             return []
 
 
-def read_source(spec: Any, *, base: Path | None = None, seed: int = 42) -> Source:
+def read_source(spec: Any, *, base: Path | None = None, seed: int = 42, drop: bool = False) -> Source:
     """The rows that `spec` names (see spec.py; files are looked up in `base`), or that it holds as a Python value.
 
-    `seed` decides which rows `#N` takes. Raises DataError, and MachineError where the hub cannot be reached.
+    `seed` decides which rows `#N` takes. With `drop`, lines that are no rows are left out and listed in `broken`.
+    Raises DataError, and MachineError where the hub cannot be reached.
     """
     if not isinstance(spec, str | Path):
         rows, canonical, notes = rows_of(spec)
@@ -127,7 +129,7 @@ def read_source(spec: Any, *, base: Path | None = None, seed: int = 42) -> Sourc
 
         hub = read_hub(asked, seed)
         return Source(hub.name, hub.rows, hub.fingerprint, hub.notes, "hub", hub.numbers, licence=hub.licence)
-    source = _read_local(asked, found, base)
+    source = _read_local(asked, found, base, drop)
     chosen = asked.choose(len(source.rows), seed)
     said = asked.said(len(chosen), len(source.rows), seed)
     return replace(source.only(chosen), notes=[*source.notes, *said])
@@ -177,28 +179,28 @@ def _found(asked: Spec, base: Path | None) -> Path | None:
 # --- files, folders and samples ----------------------------------------------------------------------------
 
 
-def _read_local(asked: Spec, path: Path, base: Path | None) -> Source:
+def _read_local(asked: Spec, path: Path, base: Path | None, drop: bool) -> Source:
     if asked.base.startswith("sample:"):
         _refuse_parts(asked)
         return _from_sample(asked.base)
     if asked.base in LOCAL_NAMES and path != _path(asked.base, base):  # the set is here under another name
         from llm_finetune_kit.data.sources.hub_rows import licence_of
 
-        source = _read_local(replace(asked, base=str(path)), path, base)
+        source = _read_local(replace(asked, base=str(path)), path, base, drop)
         licence, said = licence_of(asked.base)
         return replace(source, notes=[f"{asked.base} is read from {path}", *source.notes, *said], licence=licence)
     if not os.path.isdir(path):
         _refuse_parts(asked)
-        return _from_bytes(asked.base, path.name, lambda: read_file(path, asked.base))
+        return _from_bytes(asked.base, path.name, lambda: read_file(path, asked.base), drop)
     if len(asked.parts) > 1:
         raise DataError(68, f"a folder has no config ('{asked.parts[0]}')", where=asked.text, fix="name it as folder:split")
     files = files_of(path, asked.base, asked.parts[0] if asked.parts else None)
     names = [f"{asked.base.rstrip('/')}/{file.relative_to(path).as_posix()}" for file in files]
-    return _joined(asked.base, [_from_file(file, name) for file, name in zip(files, names, strict=True)])
+    return _joined(asked.base, [_from_file(file, name, drop) for file, name in zip(files, names, strict=True)])
 
 
-def _from_file(path: Path, name: str) -> Source:
-    return _from_bytes(name, path.name, lambda: read_file(path, name))
+def _from_file(path: Path, name: str, drop: bool) -> Source:
+    return _from_bytes(name, path.name, lambda: read_file(path, name), drop)
 
 
 def _refuse_parts(asked: Spec) -> None:
@@ -217,7 +219,8 @@ def _joined(name: str, sources: list[Source]) -> Source:
     notes = [f"{name}: {len(sources)} files are read as one: {files}", *(note for source in sources for note in source.notes)]
     firsts = accumulate((len(source.rows) for source in sources), initial=0)
     shards = tuple((first, replace(source, rows=[])) for first, source in zip(firsts, sources, strict=False))
-    return Source(name, rows, digest, notes, "files", shards=shards)
+    broken = {place: why for source in sources for place, why in source.broken.items()}
+    return Source(name, rows, digest, notes, "files", shards=shards, broken=broken)
 
 
 def _from_sample(name: str) -> Source:
@@ -232,7 +235,7 @@ def _from_sample(name: str) -> Source:
     return _from_bytes(name, f"{short}.json", sample.read_bytes)
 
 
-def _from_bytes(name: str, file_name: str, read: Callable[[], bytes]) -> Source:
+def _from_bytes(name: str, file_name: str, read: Callable[[], bytes], drop: bool = False) -> Source:
     raw = read()
     fingerprint = hashlib.sha256(raw).hexdigest()
     raw = gunzip(raw, name)
@@ -241,11 +244,13 @@ def _from_bytes(name: str, file_name: str, read: Callable[[], bytes]) -> Source:
         return Source(name, rows, fingerprint, notes, kind)
     text = text_in(raw, file_name, name)
     del raw  # memory: the rows are made from the text alone
-    kind, rows, lines, notes = text_rows(text, file_name, name)
+    broken: dict[int, str] = {}
+    kind, rows, lines, notes = text_rows(text, file_name, name, broken if drop else None)
 
     def reread() -> str:
         again = read()
         same = hashlib.sha256(again).hexdigest() == fingerprint
         return decode(gunzip(again, name), name) if same else ""
 
-    return Source(name, rows, fingerprint, notes, kind, lines, reread if kind == "json" else None)
+    left_out = {f"{name} line {line}": why for line, why in sorted(broken.items())}
+    return Source(name, rows, fingerprint, notes, kind, lines, reread if kind == "json" else None, broken=left_out)

@@ -40,8 +40,8 @@ class BlockFile(Protocol):
     def read(self, block: Block) -> Source: ...
 
 
-def open_blocks(path: str) -> BlockFile:
-    """Raises DataError for files that cannot be read in parts."""
+def open_blocks(path: str, *, drop: bool = False) -> BlockFile:
+    """With `drop`, lines that are no rows are left out and listed. Raises DataError for files that cannot be read in parts."""
     if not Path(path).is_file():
         raise DataError(20, "there is no such file", where=path, fix="name a JSON lines or Parquet file")
     with open(path, "rb") as file:
@@ -53,7 +53,7 @@ def open_blocks(path: str) -> BlockFile:
     if not start.startswith(b"{"):
         fix = "write JSON lines or Parquet: finetune data convert FILE --to messages --out rows.jsonl"
         raise DataError(52, "cannot be streamed: only JSON lines and Parquet can be read in parts", where=path, fix=fix)
-    return JsonLinesBlocks(path)
+    return JsonLinesBlocks(path, drop)
 
 
 def _open(path: str) -> Any:
@@ -74,8 +74,8 @@ def _whole_gzip(path: str) -> Iterator[None]:
 class JsonLinesBlocks:
     """JSON lines; a gzipped file can only be read onwards, so the place of the last reading is kept."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, drop: bool) -> None:
+        self.path, self.drop = path, drop
         self._file = _open(path)
         self.seekable = not isinstance(self._file, gzip.GzipFile)
 
@@ -114,8 +114,10 @@ class JsonLinesBlocks:
             raise DataError(28, "is not UTF-8", where=f"{self.path} line {at}", fix="convert it to UTF-8 with iconv") from None
         if not text.strip():
             return None
-        rows, lines = read_json_lines(text, self.path, first_line=line)
-        return Source(self.path, rows, "", kind="jsonl", lines=array("L", lines))
+        broken: dict[int, str] = {}
+        rows, lines = read_json_lines(text, self.path, line, broken if self.drop else None)
+        left_out = {f"{self.path} line {number}": why for number, why in sorted(broken.items())}
+        return Source(self.path, rows, "", kind="jsonl", lines=array("L", lines), broken=left_out)
 
     def read(self, block: Block) -> Source:
         self._file.seek(block.offset)

@@ -40,10 +40,15 @@ def text_in(raw: bytes, file_name: str, name: str) -> str:
     return decode(raw, name)
 
 
-def text_rows(text: str, file_name: str, name: str) -> tuple[str, Rows, Sequence[int], list[str]]:
-    """Kind, rows, the line of each (none for a JSON list) and notes. Raises DataError naming `name`."""
+def text_rows(
+    text: str, file_name: str, name: str, broken: dict[int, str] | None = None
+) -> tuple[str, Rows, Sequence[int], list[str]]:
+    """Kind, rows, the line of each (none for a JSON list) and notes. Raises DataError naming `name`.
+
+    With `broken`, lines that cannot be read are left out and noted there.
+    """
     kind, notes = _kind(text, _suffix(file_name), name)
-    rows, lines, more = _read_text(text, kind, name)
+    rows, lines, more = _read_text(text, kind, name, broken)
     return kind, rows, lines, [*notes, *more]
 
 
@@ -51,16 +56,24 @@ def _suffix(file_name: str) -> str:
     return Path(file_name.lower().removesuffix(".gz")).suffix
 
 
-def _read_text(text: str, kind: str, name: str) -> tuple[Rows, Sequence[int], list[str]]:
+def _read_text(text: str, kind: str, name: str, broken: dict[int, str] | None) -> tuple[Rows, Sequence[int], list[str]]:
     if kind == "json":
         return read_json_list(text, name), (), []
     if kind == "jsonl":
-        return *read_json_lines(text, name), []
+        return *read_json_lines(text, name, broken=broken), []
     if kind == "text":
         return read_documents(text, name)
     if kind == "tsv" and is_dialogue_table(text):
         return read_dialogue_table(text, name)
-    return *read_table(text, "," if kind == "csv" else "\t", name), []
+    delimiter = "\t" if kind == "tsv" else _comma(text)
+    notes = [f"{name}: columns are separated by semicolons"] if delimiter == ";" else []
+    return *read_table(text, delimiter, name, broken), notes
+
+
+def _comma(text: str) -> str:
+    """What separates the columns: spreadsheets write semicolons where the comma is a decimal point."""
+    header = text.lstrip().partition("\n")[0]
+    return ";" if ";" in header and "," not in header else ","
 
 
 def _kind(text: str, suffix: str, name: str) -> tuple[str, list[str]]:

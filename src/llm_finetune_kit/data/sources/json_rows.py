@@ -35,8 +35,13 @@ def is_json(text: str, start: int, kind: str) -> bool:
 # --- JSON lines --------------------------------------------------------------------------------------------
 
 
-def read_json_lines(text: str, name: str, first_line: int = 1) -> tuple[list[dict[str, Any]], Sequence[int]]:
-    """Rows and their lines, counted from `first_line`. Lines end at \\n only: other separators occur inside texts."""
+def read_json_lines(
+    text: str, name: str, first_line: int = 1, broken: dict[int, str] | None = None
+) -> tuple[list[dict[str, Any]], Sequence[int]]:
+    """Rows and their lines, counted from `first_line`. Lines end at \\n only: other separators occur inside texts.
+
+    With `broken`, faulty lines are left out and noted there with their faults, if any sound line is left.
+    """
     rows: list[dict[str, Any]] = []
     lines = array("L")
     bad: dict[int, Flaw | None] = {}
@@ -55,8 +60,12 @@ def read_json_lines(text: str, name: str, first_line: int = 1) -> tuple[list[dic
         lines.append(number)
     if not is_sound(rows, check_text=_may_hold_surrogates(text)):
         bad |= {lines[i]: flaw for i, row in enumerate(rows) if (flaw := flaw_of_row(row))}
-    if bad:
+    if bad and (broken is None or len(rows) <= sum(number in bad for number in lines)):
         raise _bad_lines(text, name, bad)
+    if bad and broken is not None:
+        broken |= {number: flaw.problem if flaw else "broken JSON" for number, flaw in bad.items()}
+        kept = [index for index, number in enumerate(lines) if number not in bad]
+        rows, lines = [rows[index] for index in kept], array("L", (lines[index] for index in kept))
     return rows, lines
 
 

@@ -18,7 +18,10 @@ DAILY_DIALOG = ("dialog", "topic", "act", "emotion")  # the columns of its table
 LONG_LINE = 500  # characters: lines that are longer on average are documents, not lines of one
 
 
-def read_table(text: str, delimiter: str, name: str) -> tuple[list[dict[str, Any]], Sequence[int]]:
+def read_table(
+    text: str, delimiter: str, name: str, broken: dict[int, str] | None = None
+) -> tuple[list[dict[str, Any]], Sequence[int]]:
+    """Rows by the names in the header, and their lines; with `broken`, ragged rows are left out and noted there."""
     reader = csv.reader(io.StringIO(text, newline="\n"), delimiter=delimiter, strict=True)
     rows: list[dict[str, Any]] = []
     lines = array("L")
@@ -41,7 +44,9 @@ def read_table(text: str, delimiter: str, name: str) -> tuple[list[dict[str, Any
         raise _broken_table(name, start, str(error)) from None
     finally:
         csv.field_size_limit(limit)
-    if ragged:
+    if ragged and broken is not None and rows:
+        broken |= {line: f"{found} columns where the header has {len(header)}" for line, found in ragged}
+    elif ragged:
         raise _ragged(name, ragged, len(header))
     if not rows:
         raise DataError(27, "there is a header but no row", where=name, fix="write rows below the header")
