@@ -18,10 +18,11 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # DESIGN.md section 3. A folder's name stands for all its files.
 FLOORS = {
     0: {"errors", "events"},
-    1: {"config", "catalog", "folder", "logs", "plain_yaml"},
+    1: {"config", "catalog", "folder", "gpus", "logs", "plain_yaml"},
     2: {"settings", "plan"},
     3: {"hardware", "models", "data"},
-    4: {"material", "checking", "training", "generation", "opening", "evaluation", "report", "export", "serving"},
+    4: {"material", "checking", "doctor", "planning", "probe", "training", "generation", "opening"}
+    | {"evaluation", "report", "export", "serving"},
     5: {"run"},
     6: {"api", "arguments", "classic", "cli", "cli_data", "terminal", "ui", "__init__", "__main__"},
 }

@@ -515,7 +515,10 @@ def poisoned(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_fault_073_a_loss_that_is_not_finite_stops_before_the_weights_move(method: str, poisoned: Path, tmp_path: Path) -> None:
+def test_fault_073_a_loss_that_is_not_finite_stops_before_the_weights_move(
+    method: str, poisoned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_finetune_kit.models.loading.check_finite", lambda path, stored: None)  # it would not even start
     write_rows(tmp_path / "rows.jsonl")
     lines = (tmp_path / "rows.jsonl").read_text().splitlines()
     lines[20] = json.dumps({"prompt": "Was it a zebra?", "response": "It was a cat."})

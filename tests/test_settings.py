@@ -121,14 +121,22 @@ def flat(tree: dict[str, Any]) -> dict[str, Any]:
     return {f"{section}.{name}": value for section, values in tree.items() for name, value in values.items()}
 
 
+def every(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """All knobs of a config tree with their dotted paths."""
+    found = []
+    for name, value in tree.items():
+        path = f"{prefix}{name}"
+        found += every(value, f"{path}.") if isinstance(value, dict) and path not in knobs() else [(path, value)]
+    return found
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_key_of_a_shipped_config_is_taken_as_written(path: Path) -> None:
     config, notes = load_config(path)
     assert notes == [], "a shipped config uses the canonical names"
     tree, lines = read_yaml(path.read_text(encoding="utf-8"), str(path))
     assert lines
-    written = flat({section: values for section, values in tree.items() if isinstance(values, dict)})
-    written |= {name: value for name, value in tree.items() if not isinstance(value, dict)}
+    written = dict(every(tree))
     assert {name: get(config, name) for name in written} == written
 
 

@@ -27,6 +27,7 @@ from llm_finetune_kit.training import step
 from llm_finetune_kit.training.checkpoint import Progress, restore_weights, save_weights
 from llm_finetune_kit.training.loop import Schedule, fit
 from llm_finetune_kit.training.optimizer import learning_rates, make_optimizer
+from llm_finetune_kit.training.recompute import recompute_blocks
 from llm_finetune_kit.training.step import HeadLoss, Objective, accumulate, mean_loss
 
 IGNORED = -100  # the label that torch's cross entropy skips
@@ -406,7 +407,7 @@ def test_recomputing_activations_changes_no_gradient(family: str) -> None:
     )
     loss, reference = in_passes(objective, passes)
     assert len(computed) == len(passes)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute_blocks(model, 1)
     again, grad = in_passes(objective, passes)
     assert len(computed) == 3 * len(passes)  # now each is computed twice
     assert again == loss
@@ -418,7 +419,7 @@ def test_recomputing_works_under_lora_with_dropout() -> None:
     for recompute in (False, True):
         model = with_lora(tiny("llama"), dropout=0.3)
         if recompute:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_blocks(model, 1)
         objective = Objective(model, torch.float32)
         torch.manual_seed(9)
         grads.append(in_passes(objective, make_passes(tokens, range(8), 90))[1])

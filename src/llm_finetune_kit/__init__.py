@@ -18,6 +18,7 @@ _HOME = {
     "Result": "run",
     "RunConfig": "config",
     "SimpleTrainer": "api",
+    "estimate_training_time": "api",
     "get_available_models": "api",
     "get_dataset_stats": "api",
     "load_config": "settings",

@@ -52,6 +52,25 @@ def get_available_models() -> list[str]:
     return list(MODELS)
 
 
+def estimate_training_time(
+    model: str, data: Any = None, *, on: str | None = None, price: float | None = None, **settings: Any
+) -> dict[str, Any]:
+    """Time, cost and memory of a run, reckoned without starting it: seconds by part, dollars, bytes.
+
+    `on` names another machine ("T4", "RTX 4090", "cpu 16GB"), `price` is in dollars an hour. Without data a usual
+    set is assumed. Raises MachineError if the run cannot fit.
+
+    >>> estimate_training_time("mistral-7b", on="RTX 4090")["time"]["total"] > 0
+    True
+    """
+    from llm_finetune_kit.planning import plan_run
+
+    values = {knob_named(name): value for name, value in settings.items()}
+    asked = _as_knobs(data) if data is not None else {}
+    plan = plan_run(changed(RunConfig(), {"model.name": model} | asked | values), on=on, price=price)
+    return {"time": plan.time, "cost": plan.cost, "peak_memory": plan.peak_memory, "memory": plan.memory, "steps": plan.steps}
+
+
 def load_model(name: str, *, dtype: str | None = None, revision: str | None = None) -> tuple[Any, Any, LoadedModel]:
     """A model and its tokenizer, in the number format that this machine computes fastest, and facts about them.
 

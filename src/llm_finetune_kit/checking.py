@@ -125,9 +125,13 @@ def _tokenizer(model: str, config: RunConfig) -> tuple[Any, int]:
     from llm_finetune_kit.models.locate import locate
     from llm_finetune_kit.models.tokenizer import load_tokenizer
 
-    folder = locate(model, revision=config.model.revision, cache_dir=config.model.cache_dir).folder
-    limit = getattr(read_config(folder), "max_position_embeddings", None)
-    return load_tokenizer(folder, config.data.template), int(limit or 1 << 20)
+    trust = config.model.trust_remote_code
+    located = locate(
+        model, revision=config.model.revision, cache_dir=config.model.cache_dir, weights=False, trust_remote_code=trust
+    )
+    folder = located.folder
+    limit = getattr(read_config(folder, trusted=located.trusted), "max_position_embeddings", None)
+    return load_tokenizer(folder, config.data.template, trusted=located.trusted), int(limit or 1 << 20)
 
 
 # --- preview -----------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from llm_finetune_kit.arguments import FLAGS, SHORT, Parser, asked_config
 from llm_finetune_kit.config import RunConfig, knobs
@@ -21,7 +22,8 @@ COMMANDS = {
     "demo": "fine-tune the embedded small model: no network, no GPU, under a minute",
     "resume": "go on with a run that was stopped",
     "plan": "show what a run would do and need, without starting it",
-    "models": "list the models that have a short name",
+    "models": "list the models that have a short name, and what fits here",
+    "doctor": "find what is wrong with this machine, and how to mend it",
     "generate": "answer a prompt with a model, a run or an adapter",
     "eval": "measure a model on held-out data",
     "data": "check, preview or convert training data; look at the cache",
@@ -34,7 +36,7 @@ examples:
   finetune train configs/training_config.yaml training.learning_rate=1e-4
   finetune data check train.jsonl
   finetune data preview train.jsonl --model gpt2
-  finetune plan --model tinyllama --data train.jsonl
+  finetune plan --model mistral-7b --on "RTX 4090"
   finetune resume
   finetune generate outputs/final --prompt "How do I reset my password?"
 """
@@ -147,7 +149,13 @@ def _parser(command: str) -> Parser:
     if command == "eval":
         parser.add_argument("--data", "-d", required=True, help="held-out rows in any format that training reads")
         parser.add_argument("--max-length", type=int, help="longest example in tokens (default: the model's limit)")
-    if command in ("plan", "models", "generate", "eval"):
+    if command == "models":
+        parser.add_argument("--on", metavar="MACHINE", help="look what fits another machine")
+        parser.add_argument("--fits", action="store_true", help="only models that can be fine-tuned there")
+    if command == "doctor":
+        parser.add_argument("--output-dir", default="outputs", help="folder that will hold the runs")
+        parser.add_argument("--online", action="store_true", help="ask the hub for an answer, too")
+    if command in ("plan", "models", "doctor", "generate", "eval"):
         parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -160,6 +168,13 @@ def _config_arguments(parser: argparse.ArgumentParser, command: str) -> None:
         parser.add_argument(*filter(None, (SHORT.get(flag), flag)), help=known[knob].description, metavar="X", dest=knob)
     if command == "train":
         parser.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+    if command in ("train", "plan"):
+        parser.add_argument("--estimate-time", action="store_true", help="show time and cost and stop (as `finetune plan`)")
+        parser.add_argument("--on", metavar="MACHINE", help='plan for another machine: T4, "RTX 4090", H200, "cpu 16GB"…')
+        parser.add_argument("--price", type=float, metavar="X", help="what the machine costs an hour, in dollars")
+        parser.add_argument("--force", action="store_true", help="start although the plan says that it cannot fit")
+    if command == "plan":
+        parser.add_argument("--probe", action="store_true", help="run two worst-case steps here, to be sure")
 
 
 def _dispatch(words: list[str]) -> int:
@@ -198,21 +213,18 @@ def _overview() -> str:
 
 
 def _train(asked: argparse.Namespace) -> int:
-    return start(asked_config(asked), only_plan=asked.dry_run)
+    if asked.dry_run or asked.estimate_time or asked.on:
+        return _show_plan(asked)
+    return start(asked_config(asked), force=asked.force)
 
 
-def start(config: RunConfig, *, only_plan: bool = False) -> int:
+def start(config: RunConfig, *, force: bool = False) -> int:
     """Run a config with progress in the terminal."""
-    from llm_finetune_kit.material import prepare_run
     from llm_finetune_kit.run import run
     from llm_finetune_kit.terminal import Terminal
 
-    terminal = Terminal()
-    if only_plan:
-        prepare_run(config, terminal)
-        return 0
-    with terminal:
-        run(config, terminal)
+    with Terminal() as terminal:
+        run(config, terminal, force=force)
     return 0
 
 
@@ -239,32 +251,59 @@ def _resume(asked: argparse.Namespace) -> int:
 
 
 def _plan(asked: argparse.Namespace) -> int:
-    from llm_finetune_kit.material import prepare_run
+    return _show_plan(asked)
 
-    config = asked_config(asked)
-    if asked.json:
-        print(json.dumps(prepare_run(config).plan.to_dict(), indent=2, default=str))
-        return 0
+
+def _show_plan(asked: argparse.Namespace) -> int:
+    from llm_finetune_kit.events import ignore
+    from llm_finetune_kit.planning import plan_run
     from llm_finetune_kit.terminal import Terminal
 
-    prepare_run(config, Terminal())
+    as_json = getattr(asked, "json", False)
+    listen = ignore if as_json else Terminal()
+    probed = getattr(asked, "probe", False)
+    plan = plan_run(asked_config(asked), listen, on=asked.on, price=asked.price, force=asked.force, probed=probed)
+    if as_json:
+        print(json.dumps(plan.to_dict(), indent=2, default=str))
     return 0
 
 
 def _models(asked: argparse.Namespace) -> int:
-    from llm_finetune_kit.catalog import MODELS
+    from llm_finetune_kit.hardware import machine_named, this_machine
+    from llm_finetune_kit.models.known import rows
 
+    machine = machine_named(asked.on) if asked.on else this_machine()
+    found = [row for row in rows(machine) if not asked.fits or row["fits"] != "no"]
     if asked.json:
-        print(json.dumps({name: vars(model) for name, model in MODELS.items()}, indent=2))
+        print(json.dumps(found, indent=2))
         return 0
-    from llm_finetune_kit.terminal import print_table
+    from llm_finetune_kit.terminal import print_table, show
 
-    rows = [
-        (name, model.hub_id or "in the package", _count(model.parameters), f"{model.license}{', gated' if model.gated else ''}")
-        for name, model in MODELS.items()
-    ]
-    print_table(("name", "hub id", "size", "licence"), rows)
+    heads = ("name", "hub id", "size", "licence", "fits here")
+    print_table(heads, [(row["name"], *_shown(row), row["fits"]) for row in found])
+    show(f"\nfits: what fine-tuning it takes on {machine.name}; any other hub id or local folder works too")
     return 0
+
+
+def _shown(row: dict[str, Any]) -> tuple[str, str, str]:
+    licence = f"{row['license']}{', gated' if row['gated'] else ''}"
+    return row["hub_id"] or "in the package", _count(row["parameters"]), licence
+
+
+def _doctor(asked: argparse.Namespace) -> int:
+    from llm_finetune_kit.doctor import examine
+
+    found = examine(Path(asked.output_dir), online=asked.online)
+    worst = MachineError.exit_code if any(check.status == "fail" for check in found) else 0
+    if asked.json:
+        print(json.dumps([vars(check) for check in found], indent=2))
+        return worst
+    from llm_finetune_kit.terminal import print_table, show
+
+    print_table(("", "what", "found", "fix"), [(check.status, check.name, check.finding, check.fix) for check in found])
+    count = sum(check.status != "ok" for check in found)
+    show(f"\n{count} of {len(found)} need a look" if count else "\nnothing is wrong", style="bold")
+    return worst
 
 
 def _count(number: int) -> str:

@@ -39,6 +39,11 @@ class ModelSection(Section):
     dtype: Dtype | None = Field(
         None, description="Number format of matrix products and frozen weights; trained weights are always float32."
     )
+    quantization: Literal["nf4", "fp4", "int8"] | None = Field(
+        None, description="Keep the frozen weights in 4 or 8 bits (QLoRA); the plan does so where they would not fit otherwise."
+    )
+    double_quantization: bool = Field(True, description="Quantize the scales of 4-bit weights too, which saves a little more.")
+    trust_remote_code: bool = Field(False, description="Run code that comes with the model; needs model.revision and your trust.")
     cache_dir: str | None = Field(None, description="Where downloaded models are kept (default: the hub's own cache).")
 
 
@@ -50,6 +55,19 @@ class LoraSection(Section):
     dropout: float = Field(0.0, ge=0, le=0.9, description="Dropout before the adapter.")
     target_modules: list[str] | Literal["all-linear"] | None = Field(
         None, description="Names of the layers that get an adapter, or all-linear."
+    )
+    variant: Literal["lora", "rslora", "dora"] = Field(
+        "lora", description="lora; rslora (scaled by the root of r, for high ranks); dora (direction and length apart, slower)."
+    )
+    init: Literal["default", "pissa"] = Field(
+        "default", description="Where the matrices start: at no change, or at the largest singular vectors (pissa)."
+    )
+    bias: Literal["none", "all", "lora_only"] = Field("none", description="Which biases are trained with the adapter.")
+    modules_to_save: list[str] | None = Field(
+        None, description="Modules trained and saved whole beside the adapter, such as embed_tokens and lm_head."
+    )
+    plus_ratio: float | None = Field(
+        None, gt=0, le=1000, description="LoRA+: the second matrix learns this many times as fast as the first."
     )
 
 
@@ -108,7 +126,17 @@ class TrainingSection(Section):
     schedule: Schedule = Field("cosine", description="How the learning rate falls after its peak.")
     weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW weight decay of matrices; vectors have none.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to at most this norm.")
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] | None = Field(
+        None, description="AdamW; with its state in 8 bits; or paged out of GPU memory when that runs short."
+    )
+    freeze_layers: int = Field(
+        0, ge=0, le=1000, description="Full fine-tuning: the embeddings and this many first blocks stay as they are."
+    )
     gradient_checkpointing: bool | None = Field(None, description="Recompute activations to save memory.")
+    checkpoint_every: int | None = Field(
+        None, ge=1, le=1000, description="With gradient_checkpointing: recompute every n-th block only; 1 is all of them."
+    )
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of matrix products.")
     packing: bool = Field(True, description="Put several examples into one pass, kept apart from each other.")
     tokens_per_pass: int | None = Field(
         None, ge=16, le=1 << 30, description="Tokens computed at once; changes memory and speed, never the result."
@@ -201,6 +229,26 @@ ALIASES: dict[str, str] = {
     "data.max_length": "model.max_length",
     "training.max_length": "model.max_length",
     "torch_dtype": "model.dtype",
+    "use_4bit": "model.quantization",
+    "model.use_4bit": "model.quantization",
+    "load_in_4bit": "model.quantization",
+    "model.load_in_4bit": "model.quantization",
+    "load_in_8bit": "model.quantization",
+    "model.load_in_8bit": "model.quantization",
+    "quantization_bit": "model.quantization",
+    "model.bnb_4bit_quant_type": "model.quantization",
+    "bnb_4bit_quant_type": "model.quantization",
+    "use_nested_quant": "model.double_quantization",
+    "model.use_nested_quant": "model.double_quantization",
+    "bnb_4bit_use_double_quant": "model.double_quantization",
+    "trust_remote_code": "model.trust_remote_code",
+    "optim": "training.optimizer",
+    "training.optim": "training.optimizer",
+    "optimizer": "training.optimizer",
+    "use_rslora": "lora.variant",
+    "use_dora": "lora.variant",
+    "loraplus_lr_ratio": "lora.plus_ratio",
+    "modules_to_save": "lora.modules_to_save",
     "model.torch_dtype": "model.dtype",
     "finetuning_type": "method",
     "adapter": "method",
@@ -261,6 +309,22 @@ ALIASES: dict[str, str] = {
     "seed": "training.seed",
     "output_dir": "output.output_dir",
     "run_name": "output.run_name",
+}
+
+# Values that other tools write differently under those names, and what they mean here.
+VALUES: dict[str, dict[Any, Any]] = {
+    "use_4bit": {True: "nf4", False: None},
+    "load_in_4bit": {True: "nf4", False: None},
+    "load_in_8bit": {True: "int8", False: None},
+    "quantization_bit": {4: "nf4", 8: "int8"},
+    "use_rslora": {True: "rslora", False: "lora"},
+    "use_dora": {True: "dora", False: "lora"},
+    "optim": {
+        "adamw_torch": "adamw",
+        "adamw_torch_fused": "adamw",
+        "adamw_bnb_8bit": "adamw_8bit",
+        "paged_adamw_32bit": "paged_adamw",
+    },
 }
 
 

@@ -151,13 +151,18 @@ class RunFolder:
         handle = open(self.path / ".lock", "a+")
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             handle.seek(0)
             holder = handle.read().strip()
             handle.close()
             raise BusyError(
                 1, "another process works in this run", where=str(self.path), why=holder, fix="wait for it, or start a new run"
             ) from None
+        except OSError as error:
+            handle.close()
+            fix = "choose an output folder on a local disk: --output-dir FOLDER"
+            problem = f"files cannot be locked: {error.strerror}"
+            raise MachineError(37, problem, where=str(self.path), fix=fix) from None
         handle.truncate(0)
         handle.write(f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         handle.flush()

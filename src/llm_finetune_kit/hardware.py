@@ -5,13 +5,23 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import shutil
 import sys
+import time
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from llm_finetune_kit.errors import MachineError
+from llm_finetune_kit.gpus import GB, GIB, gpu_named
+from llm_finetune_kit.plan.speed import Rates
+
+# bfloat16's matrix products over float32's, measured: with tiles (AMX) 2,795 and 417 GFLOP/s, with vectors 800 and 190
+NARROW = {"amx_bf16": 6.7, "avx512_bf16": 4.2}
+SIGNS = ("/proc/driver/nvidia", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")  # of a GPU and its driver, on Linux and in WSL
 _trim: Any = None  # the C library's function, looked up once
 
 
@@ -27,6 +37,8 @@ class Machine:
     free_disk: int
     bfloat16: bool  # computes it natively
     why_bfloat16: str
+    rates: Rates | None = None  # of matrix products; None where nothing is known
+    price: float | None = None  # dollars an hour
 
     @property
     def device(self) -> str:
@@ -34,28 +46,95 @@ class Machine:
 
 
 def this_machine(folder: Path = Path(".")) -> Machine:
-    """The machine this process runs on; `folder` is where output will go."""
+    """The machine this process runs on; `folder` is where output will go. Without a sign of a GPU torch is not imported."""
+    disk = shutil.disk_usage(_existing(folder)).free
+    found = _accelerator(disk) if _may_have_gpu() else None
+    if found is not None:
+        return found
+    total, free = _memory()
+    flag, why = _cpu_bfloat16()
+    return Machine("cpu", _cpu_name(), usable_cores(), total, free, disk, bool(flag), why, _cpu_rates(flag))
+
+
+def machine_named(name: str) -> Machine:
+    """A machine as sold, all of it free: `RTX 4090`, `A100-80`, `M2 Max 32GB`, `cpu 16GB`. Raises MachineError if unknown."""
+    cores = usable_cores()
+    asked = re.fullmatch(r"cpu\s+(\d+(?:\.\d+)?)\s*gi?b?", name.strip().lower())
+    if asked:
+        memory = int(float(asked[1]) * GIB)
+        flag, why = _cpu_bfloat16()  # its speed and its formats are taken to be this machine's
+        return Machine("cpu", f"CPU {asked[1]}GB", cores, memory, int(0.9 * memory), 10**12, bool(flag), why, _cpu_rates(flag))
+    gpu = gpu_named(name)
+    memory = int(gpu.memory * GIB)
+    rate = gpu.tflops * 1e12
+    said = "reported for this GPU" if gpu.measured else "an estimate from the maker's figure"
+    rates = Rates(rate / 4, rate, cores, f"{gpu.name}: {gpu.tflops:g} TFLOP/s, {said}")
+    why = f"{gpu.name} computes it" if gpu.bfloat16 else f"{gpu.name} is too old for it"
+    return Machine(gpu.kind, gpu.name, cores, memory, memory, 10**12, gpu.bfloat16, why, rates, gpu.price)
+
+
+def _may_have_gpu() -> bool:
+    return sys.platform != "linux" or any(Path(sign).exists() for sign in SIGNS)
+
+
+def _accelerator(disk: int) -> Machine | None:
+    """The GPU that torch can use, if any; ROCm's is a `cuda` one too. Not run on a real GPU in the tests."""
     import torch
 
-    disk = shutil.disk_usage(_existing(folder)).free
     cores = usable_cores()
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        native = torch.cuda.get_device_capability() >= (8, 0)
-        why = f"compute capability {'.'.join(map(str, torch.cuda.get_device_capability()))}"
-        return Machine("cuda", torch.cuda.get_device_name(), cores, total, free, disk, native, why)
-    total, free = _memory()
+        capability = torch.cuda.get_device_capability()
+        native = capability >= (8, 0) or torch.version.hip is not None
+        why = f"compute capability {'.'.join(map(str, capability))}"
+        name = torch.cuda.get_device_name()
+        rates, price = _known_rates(name, total, cores)
+        return Machine("cuda", name, cores, total, free, disk, native, why, rates, price)
     if torch.backends.mps.is_available():
-        return Machine("mps", platform.processor() or "Apple", cores, total, free, disk, True, "Metal computes it")
-    native, why = _cpu_bfloat16()
-    return Machine("cpu", _cpu_name(), cores, total, free, disk, native, why)
+        total, free = _memory()
+        limit = int(torch.mps.recommended_max_memory())
+        return Machine("mps", platform.processor() or "Apple", cores, limit, min(limit, free), disk, True, "Metal computes it")
+    return None
+
+
+def _known_rates(name: str, memory: int, cores: int) -> tuple[Rates | None, float | None]:
+    """Speed and price of a GPU by its driver's name, such as `NVIDIA A100-SXM4-80GB`; nothing where the table has none."""
+    words = re.sub(r"-(sxm\d?|pcie|hbm\w*)", "", name.lower()).replace("nvidia", "").strip()
+    for asked in (
+        words,
+        re.sub(r"[\s-]*\d+\s*gb.*$", "", words) + (f"-{round(memory / GB / 40) * 40}" if "a100" in words else ""),
+    ):
+        try:
+            gpu = gpu_named(asked)
+        except MachineError:
+            continue
+        return Rates(
+            gpu.tflops * 0.25e12, gpu.tflops * 1e12, cores, f"{gpu.name}: {gpu.tflops:g} TFLOP/s from the table"
+        ), gpu.price
+    return None, None
+
+
+@cache
+def _cpu_rates(flag: str) -> Rates:
+    """What matrix products reach here: float32 measured in some 50 ms without torch, the narrow format by a known ratio."""
+    import numpy as np
+
+    side = np.random.default_rng(0).standard_normal((768, 768), dtype=np.float32)
+    side @ side
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        side @ side
+        times.append(time.perf_counter() - started)
+    rate = 2 * 768**3 / min(times)
+    return Rates(rate, rate * NARROW.get(flag, 1.0), usable_cores(), "a short measurement of this CPU's float32 products")
 
 
 def usable_cores() -> int:
-    """Cores this process may use, which in a container can be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores this process may use: those of the container, or fewer where OMP_NUM_THREADS asks for that."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return min(cores, int(asked)) if asked.isdecimal() and int(asked) > 0 else cores
 
 
 def _existing(folder: Path) -> Path:
@@ -84,15 +163,16 @@ def _memory() -> tuple[int, int]:
     return total, free
 
 
-def _cpu_bfloat16() -> tuple[bool, str]:
+def _cpu_bfloat16() -> tuple[str, str]:
+    """The instructions that compute bfloat16 here ("" for none), and that in words."""
     try:
         flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()
     except OSError:
         flags = []
-    for flag in ("amx_bf16", "avx512_bf16"):
+    for flag in NARROW:
         if flag in flags:
-            return True, f"the CPU has {flag}"
-    return False, "the CPU has neither amx_bf16 nor avx512_bf16"
+            return flag, f"the CPU has {flag}"
+    return "", "the CPU has neither amx_bf16 nor avx512_bf16"
 
 
 def _cpu_name() -> str:

@@ -15,7 +15,10 @@ from llm_finetune_kit.data.split import split
 from llm_finetune_kit.data.windows import windowed
 from llm_finetune_kit.errors import ConfigError
 from llm_finetune_kit.events import Listen, Noted, Planned, Stage, Warned, ignore
+from llm_finetune_kit.hardware import this_machine
 from llm_finetune_kit.models.locate import check_name, locate
+from llm_finetune_kit.models.quantization import require_bitsandbytes
+from llm_finetune_kit.models.safety import check_vocabulary
 from llm_finetune_kit.plan import DataFacts, Plan, make_plan
 
 WINDOW = 1024  # tokens of a piece of a long raw text, where the model can read that much
@@ -39,6 +42,8 @@ class Material:
     report: dict[str, Any]
     plan: Plan
     warnings: list[str]
+    model: Any  # models.facts.ModelFacts
+    facts: DataFacts
 
 
 @dataclass
@@ -55,10 +60,13 @@ class _Sets:
     warnings: list[str] = field(default_factory=list)
 
 
-def prepare_run(config: RunConfig, listen: Listen = ignore) -> Material:
+def prepare_run(
+    config: RunConfig, listen: Listen = ignore, *, machine: Any = None, price: float | None = None, force: bool = False
+) -> Material:
     """All that happens before the weights are loaded: data, tokenizer, masks, gate, facts and plan.
 
-    Cheap failures first: names and files are checked before torch is imported.
+    Cheap failures first: names and files are checked before torch is imported. `machine` is planned for instead of
+    this one, `price` is in dollars an hour, and with `force` a run that seems not to fit is planned all the same.
     """
     if config.model.name is None:
         raise ConfigError(
@@ -69,20 +77,29 @@ def prepare_run(config: RunConfig, listen: Listen = ignore) -> Material:
     apart = prepare.held_out_set(config.data)
     read = _read(config, named, apart, listen)
 
-    located = locate(config.model.name, revision=config.model.revision, cache_dir=config.model.cache_dir)
+    if config.model.quantization is not None and config.method == "lora":
+        require_bitsandbytes()
+    wanted = config.model
+    located = locate(
+        str(wanted.name), revision=wanted.revision, cache_dir=wanted.cache_dir, trust_remote_code=wanted.trust_remote_code
+    )
     from llm_finetune_kit.models.tokenizer import load_tokenizer
 
-    chat = load_tokenizer(located.folder, config.data.template)
+    chat = load_tokenizer(located.folder, config.data.template, trusted=located.trusted)
     from llm_finetune_kit.models.facts import model_facts
 
-    facts = model_facts(located.folder, str(config.model.name))
-    sets = (_streamed if isinstance(read, _Streamed) else _in_memory)(config, read, chat, facts.positions)
+    model = model_facts(located.folder, str(config.model.name), trusted=located.trusted)
+    if not config.lora.modules_to_save:  # else the embeddings may grow with the tokenizer
+        check_vocabulary(chat, model.vocabulary)
+    sets = (_streamed if isinstance(read, _Streamed) else _in_memory)(config, read, chat, model.positions)
 
     longest = int(max(tokens.lengths.max() for tokens in (sets.sample, sets.held_out) if tokens is not None))
     length = config.model.max_length or longest
     sample, held_out, masks, warnings = _gated(config, chat, sets, length)
     listen(Stage("plan", str(config.model.name)))
-    plan, machine = _decided(config, facts, sets, sample, held_out, longest)
+    facts = _data_facts(sets, sample, held_out, longest)
+    machine = machine or this_machine(Path(config.output.output_dir))
+    plan = make_plan(config, machine, model, facts, price=price, force=force)
     decided = int(plan.config.model.max_length or length)
     if decided < length:  # the model's own limit
         sample, held_out, masks, warnings = _gated(config, chat, sets, decided)
@@ -92,14 +109,13 @@ def prepare_run(config: RunConfig, listen: Listen = ignore) -> Material:
     chat.thinking = masks.thinking  # asked later as it was trained
     learned = {"masks": _mask_report(masks, held_out, sets.origin, longest, chat), "xray": _xray(sets, chat, decided)}
     warnings = [*sets.warnings, *warnings, *plan.warnings]
-    listen(Planned(plan.to_dict() | {"machine": machine}))
+    listen(Planned(plan.to_dict() | {"machine": machine.name}))
     for note in _notes(sets, train, held_out):
         listen(Noted(note))
     for warning in warnings:
         listen(Warned(warning))
-    return Material(
-        chat, located, train, held_out, sample if held_out is None else held_out, sets.report | learned, plan, warnings
-    )
+    shown = sample if held_out is None else held_out
+    return Material(chat, located, train, held_out, shown, sets.report | learned, plan, warnings, model, facts)
 
 
 # --- reading -----------------------------------------------------------------------------------------------
@@ -194,13 +210,10 @@ def _gated(config: RunConfig, chat: Any, sets: _Sets, length: int) -> tuple[Any,
     return train, held_out, masks, warnings
 
 
-def _decided(config: RunConfig, model: Any, sets: _Sets, sample: Any, held_out: Any, longest: int) -> tuple[Plan, str]:
-    """The plan for this machine, and the machine's name. The first that needs torch."""
-    from llm_finetune_kit.hardware import this_machine
-
+def _data_facts(sets: _Sets, sample: Any, held_out: Any, longest: int) -> DataFacts:
     streamed = isinstance(sets.train, streaming.Stream)
     scale = len(sets.train) / len(sample) if streamed else 1.0  # of a streamed set only a sample is known
-    facts = DataFacts(
+    return DataFacts(
         examples=len(sets.train) if streamed else len(sample),
         held_out=len(held_out) if held_out is not None else 0,
         tokens=round(scale * len(sample.ids)),
@@ -208,8 +221,6 @@ def _decided(config: RunConfig, model: Any, sets: _Sets, sample: Any, held_out: 
         longest=longest,
         streamed=streamed,
     )
-    machine = this_machine(Path(config.output.output_dir))
-    return make_plan(config, machine, model, facts), machine.name
 
 
 def _mask_report(masks: Any, held_out: Any, origin: str, longest: int, chat: Any) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from llm_finetune_kit.models.locate import Located, locate
 from llm_finetune_kit.models.tokenizer import ChatTokenizer, load_tokenizer
 from llm_finetune_kit.training.step import Objective
 
+AS_TRAINED = "as trained"
+
 
 @dataclass(frozen=True)
 class Opened:
@@ -26,30 +28,40 @@ class Opened:
     is_adapter: bool
 
 
-def open_model(where: str, *, dtype: str, device: str = "cpu") -> Opened:
-    """The model at `where`: a known name, hub id, model folder, adapter folder, run folder or `outputs/final`."""
+def open_model(where: str, *, dtype: str, device: str = "cpu", quantization: str | None = AS_TRAINED) -> Opened:
+    """The model at `where`: a known name, hub id, model folder, adapter folder, run folder or `outputs/final`.
+
+    `quantization` is nf4, fp4, int8, None (full precision), or "as trained": that of the base the adapter was trained on.
+    """
     folder = find_result(where)
     base = base_of_adapter(folder)
+    manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+    how = _quantized(manifest if base is not None else {}, quantization)
     if base is None:
         located = locate(str(folder) if folder.is_dir() else where)
-        model = load_base(located, dtype, device)
+        model = load_base(located, dtype, device, **how)
         chat = load_tokenizer(located.folder)
     else:
-        model = load_adapter(load_base(_base(folder, base), dtype, device), folder)
+        model = load_adapter(load_base(_base(folder, base, manifest), dtype, device, **how), folder)
         chat = load_tokenizer(folder)
     return Opened(where, model, chat, Objective(model, DTYPES[dtype]), base is not None)
 
 
-def _base(folder: Path, recorded: str) -> Located:
+def _quantized(manifest: dict[str, Any], asked: str | None) -> dict[str, Any]:
+    """How the base is to be loaded; `manifest` holds what `quantization_facts` said when the adapter was saved."""
+    facts = manifest.get("quantization") or {}
+    return {
+        "quantization": facts.get("type") if asked == AS_TRAINED else asked,
+        "double_quantization": bool(facts.get("double_quantization", True)),
+    }
+
+
+def _base(folder: Path, recorded: str, manifest: dict[str, Any]) -> Located:
     """The adapter's base, by the name its manifest gives or else by what adapter_config.json records."""
-    names = [recorded]
-    if (folder / MANIFEST).is_file():
-        names.insert(0, str(read_json(folder / MANIFEST).get("base_model", recorded)))
-    for name in names:
+    for name in (str(manifest.get("base_model", recorded)), recorded):
         try:
             return locate(name)
         except ModelError as error:
-            fault = error
-    raise ModelError(
-        24, f"its base model {names[0]} is not here", where=str(folder), why=fault.problem, fix="put the base model where it was"
-    )
+            fault, missing = error, name
+    problem = f"its base model {missing} is not here"
+    raise ModelError(24, problem, where=str(folder), why=fault.problem, fix="put the base model where it was")

@@ -14,6 +14,7 @@ from typing import Any
 
 from llm_finetune_kit.config import RunConfig
 from llm_finetune_kit.data.cache import file_fingerprint
+from llm_finetune_kit.doctor import places, software
 from llm_finetune_kit.errors import DataError, Interrupted, KitError, ModelError, TrainingError, UsageError
 from llm_finetune_kit.events import (
     Event,
@@ -32,6 +33,7 @@ from llm_finetune_kit.hardware import versions
 from llm_finetune_kit.logs import debug_log
 from llm_finetune_kit.material import Material, prepare_run
 from llm_finetune_kit.plain_yaml import dump_yaml
+from llm_finetune_kit.plan import compare
 from llm_finetune_kit.settings import changed
 
 RESOLVED = "resolved.json"
@@ -49,10 +51,11 @@ class Result:
     objective: Any
 
 
-def run(config: RunConfig, listen: Listen = ignore, *, loaded: Any = None) -> Result:
+def run(config: RunConfig, listen: Listen = ignore, *, loaded: Any = None, force: bool = False) -> Result:
     """Train as the config asks; `listen` hears every event. `loaded` is the base model if it is in memory already.
 
-    Raises KitError for what the user can fix. Nothing is written before the data and the plan are sound.
+    With `force` a run starts that the plan says cannot fit into memory. Raises KitError for what the user can fix.
+    Nothing is written before the data and the plan are sound.
     """
     told: list[Event] = []
 
@@ -60,7 +63,9 @@ def run(config: RunConfig, listen: Listen = ignore, *, loaded: Any = None) -> Re
         told.append(event)
         listen(event)
 
-    material = prepare_run(config, note)
+    software.check_versions()
+    places.check_file_system(Path(config.output.output_dir))
+    material = prepare_run(config, note, force=force)
     folder = RunFolder.create(Path(config.output.output_dir), str(material.plan.config.output.run_name))
     with folder.locked():
         for event in told:
@@ -87,7 +92,7 @@ def resume(folder: RunFolder, listen: Listen = ignore, *, max_steps: int | None 
     with folder.locked():
         for name, was in resolved["data_files"].items():
             _must_be(was, file_fingerprint(Path(name)) if Path(name).is_file() else None, name)
-        material = prepare_run(config, listen)
+        material = prepare_run(config, listen, force=True)  # it started once, and was told then
         for name, was in resolved["data_fingerprints"].items():
             _must_be(was, material.report[name]["fingerprint"], str(material.report[name]["name"]))
         if max_steps is not None:  # where it is to end now, for a resume after this one
@@ -180,6 +185,7 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, loaded
     from llm_finetune_kit.training.assembly import assemble
     from llm_finetune_kit.training.loop import evaluate, fit
     from llm_finetune_kit.training.saving import save_checkpoint, save_final
+    from llm_finetune_kit.training.scaling import LossScale
 
     say(Stage("model", material.located.name))
     objective, optimizer, schedule = assemble(material, loaded)
@@ -194,7 +200,7 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, loaded
     if good is None:
         if any(hasattr(event, "step") for event in folder.replay()):
             say(Resumed(0, ""))
-        progress = checkpoint.Progress()
+        progress = checkpoint.Progress(loss_scale=LossScale() if schedule.scaled else None)
         if material.held_out is not None:
             evaluate(objective, material.held_out, schedule, progress, say)
             progress.best_step = progress.best_loss = None  # training has to produce something
@@ -229,7 +235,9 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, loaded
     _sample(objective, material, prompts, step, say)
     save_final(folder, material, objective.model, step, say)
     summary = _summary(folder, progress, step)
-    write_json(folder.path / "plan.json", read_json(folder.path / "plan.json") | {"measured_peak_memory": summary["peak_memory"]})
+    predicted = read_json(folder.path / "plan.json")
+    summary["measured"] = compare(predicted, summary["peak_memory"], summary["tokens_per_second"])
+    write_json(folder.path / "plan.json", predicted | {"measured": summary["measured"]})
     say(Finished(progress.step, reason, summary))
     return Result(folder, objective.model, material.chat, objective)
 

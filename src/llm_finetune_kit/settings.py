@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
-from llm_finetune_kit.config import ALIASES, RunConfig, knobs
+from llm_finetune_kit.config import ALIASES, VALUES, RunConfig, knobs
 from llm_finetune_kit.errors import ConfigError, nearest
 from llm_finetune_kit.plain_yaml import read_value, read_yaml
 
@@ -34,6 +34,8 @@ class _Draft:
     def put(self, path: str, value: Any, place: str) -> None:
         """Take a value from `place`; a later place wins, the same place must not say two things."""
         knob = ALIASES.get(path, path)
+        meant = VALUES.get(path.rpartition(".")[2], {}) if knob != path else {}
+        value = meant.get(value, value) if isinstance(value, (bool, int, str)) else value
         if knob in SECTIONS:
             self.faults.append(ConfigError(3, f"{knob} is a section", where=place, fix=f"name a setting of it: {_members(knob)}"))
             return

@@ -140,6 +140,7 @@ class Terminal:
         work = f"{plan['steps']:,} steps of {plan['examples_per_step']} examples"
         need = f"about {words.size(plan['peak_memory'])} of {words.size(plan['available_memory'])} free"
         pairs += [("work", work, f"{plan['trained_parameters']:,} trained weights"), ("memory", need, memory)]
+        pairs += _time_and_cost(plan)
         show(f"Plan for {plan['machine']}", style="bold")
         print_pairs(pairs)
 
@@ -210,6 +211,9 @@ class Terminal:
             show()
         took = f"{summary['tokens']:,} tokens in {words.duration(summary['seconds'])}"
         show(f"{event.reason}: {event.step:,} steps, {took} ({summary['tokens_per_second']:,.0f} per second)")
+        peak = summary.get("measured", {}).get("peak_memory", {})
+        if peak.get("predicted"):
+            show(f"peak memory {words.size(peak['measured'])}, planned {words.size(peak['predicted'])}")
 
     def _failed(self, event: said.Failed) -> None:
         self._shut_bar()
@@ -219,6 +223,22 @@ class Terminal:
     def _where_it_is(self) -> None:
         pairs = [("report", f"{self.folder}/report.html", ""), ("model", f"{self.folder}/final", "")]
         print_pairs([*pairs, ("try it", f'finetune generate {self.folder} --prompt "…"', "")])
+
+
+def _time_and_cost(plan: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """How long it takes, what it costs, what it writes, and what would make it fit."""
+    pairs = []
+    if time := plan.get("time"):
+        parts = ", ".join(f"{name} {words.duration(time[name])}" for name in ("training", "evaluation", "saving", "start"))
+        speed = f"{time['tokens_per_second']:,.0f} tokens/s, {time['source']}"
+        pairs.append(("time", f"about {words.duration(time['total'])}", f"{parts}; {speed}"))
+    if cost := plan.get("cost"):
+        rate = f"{cost['hours']:.2f} h at ${cost['price_per_hour']:.2f}, {cost['source']}"
+        pairs.append(("cost", f"about ${cost['total']:.2f}", rate))
+    if disk := plan.get("disk"):
+        parts = ", ".join(f"{name} {words.size(size)}" for name, size in disk.items())
+        pairs.append(("disk", f"up to {words.size(sum(disk.values()))}", parts))
+    return pairs + [("to make it fit", edit, "") for edit in plan.get("edits") or ()]
 
 
 def _print_sample(before: said.Sampled, after: said.Sampled) -> None:

@@ -62,6 +62,11 @@ def training_sets(settings: DataSection) -> dict[Any, float] | list[Any]:
     return [settings.train_file]
 
 
+def is_named(settings: DataSection) -> bool:
+    """Whether there is any training data."""
+    return settings.train_file is not None or settings.mix is not None
+
+
 def held_out_set(settings: DataSection) -> Any:
     """The eval_file, or the validation part that lies beside the training part; None where rows are to be split off."""
     if settings.eval_file is not None:

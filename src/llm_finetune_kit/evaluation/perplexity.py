@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from llm_finetune_kit.data.gate import gate
 from llm_finetune_kit.data.masks import Tokens
 from llm_finetune_kit.data.windows import windowed
 from llm_finetune_kit.hardware import this_machine
+from llm_finetune_kit.models.adapters import without_adapter
 from llm_finetune_kit.opening import open_model
 from llm_finetune_kit.training.step import mean_loss
 
@@ -42,7 +44,7 @@ def measure(
     tokens, facts, _ = gate(encoded.tokens, opened.chat, settings, read.name, length, place=encoded.place, **how)
     size = target_bytes(tokens, opened.chat)
     found = {}
-    for name, switch in (("base", opened.model.disable_adapter if opened.is_adapter else None), ("tuned", nullcontext)):
+    for name, switch in (("base", partial(without_adapter, opened.model) if opened.is_adapter else None), ("tuned", nullcontext)):
         if switch is None:
             continue
         with switch():

@@ -16,6 +16,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from llm_finetune_kit.catalog import DEMO, MODELS, SHORT_NAMES
 from llm_finetune_kit.errors import MachineError, ModelError, nearest
+from llm_finetune_kit.models.safety import check_folder
 
 WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken"]
 NOT_WANTED = ["onnx/*", "original/*", "consolidated*", "openvino/*", "coreml/*"]
@@ -27,10 +28,11 @@ PATIENCE = 4.0  # seconds to wait for the hub's first answer
 
 @dataclass(frozen=True)
 class Located:
-    """A model's files. `name` is a hub id, `demo` or the folder as the user gave it."""
+    """A model's files. `name` is a hub id, `demo` or the folder as the user gave it; code in it is run only if `trusted`."""
 
     name: str
     folder: Path
+    trusted: bool = False
 
     @property
     def loadable(self) -> str:
@@ -69,19 +71,39 @@ def check_name(name: str) -> str:
     return name
 
 
-def locate(name: str, *, revision: str | None = None, cache_dir: str | None = None) -> Located:
-    """The folder with the model's files. The hub is asked only for what is not on this disk yet.
+def locate(
+    name: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | None = None,
+    weights: bool = True,
+    trust_remote_code: bool = False,
+) -> Located:
+    """The folder with the model's files, found sound. The hub is asked only for what is not on this disk yet.
 
-    Raises ModelError for a name that cannot be and MachineError where the hub cannot be reached.
+    Without `weights` they need not be there (a tokenizer is all that is wanted). Raises ModelError for a name that
+    cannot be, damaged files, or code of the model's own unless `trust_remote_code` and, for a model of the hub,
+    the `revision` that was read; MachineError where the hub cannot be reached.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when the hub's client is imported
     target = check_name(name)
     if target == DEMO:
-        return Located(DEMO, _checked_folder(demo_folder()))
+        return _sound(DEMO, demo_folder(), weights, False)
     if Path(target).is_dir():
-        return Located(name, _checked_folder(Path(target)))
-    asked = {"revision": revision, "cache_dir": cache_dir, "allow_patterns": WANTED, "ignore_patterns": NOT_WANTED}
-    return Located(target, _checked_folder(_cached(target, asked) or _download(target, asked)))
+        return _sound(name, Path(target), weights, trust_remote_code)
+    if trust_remote_code and revision is None:
+        problem = f"code of {target} would be run in whatever version the hub has today"
+        fix = "set model.revision to the commit whose code you have read, or leave model.trust_remote_code out"
+        raise ModelError(34, problem, where="model.revision", fix=fix)
+    wanted = [*WANTED, "*.py"] if trust_remote_code else WANTED
+    asked = {"revision": revision, "cache_dir": cache_dir, "allow_patterns": wanted, "ignore_patterns": NOT_WANTED}
+    return _sound(target, _cached(target, asked) or _download(target, asked), weights, trust_remote_code)
+
+
+def _sound(name: str, folder: Path, weights: bool, trusted: bool) -> Located:
+    if (_checked_folder(folder) / "config.json").is_file():
+        check_folder(folder, weights=weights, trusted=trusted)
+    return Located(name, folder, trusted)
 
 
 def _cached(hub_id: str, asked: dict[str, Any]) -> Path | None:

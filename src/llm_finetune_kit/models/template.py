@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from llm_finetune_kit.catalog import DEFAULT_TEMPLATE
 from llm_finetune_kit.errors import ConfigError, ModelError
 
-# Faults of this module:  120 template file not readable   121 template with an error in it
+# Faults of this module:  120 template file not readable   121 template with an error in it   122 template without end
 
 Message = dict[str, Any]
 Render = Callable[[list[Message], list[dict[str, Any]] | None], str]
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 NINE = "call00000"  # Mistral's templates want ids of nine characters
+MOST_TURNS = 100_000  # turns of loops and calls that a template may take for a conversation of a few words
+MOST_TEXT = 200_000  # characters that it may make of it
+MOST_SECONDS = 5.0
 PROBE_TOOLS = [
     {
         "type": "function",
@@ -120,19 +125,23 @@ def _numbered(messages: list[Message]) -> list[Message]:
 
 
 def chosen(asked: str | None, own: Any) -> tuple[str, str]:
-    """The template to use and where it comes from: `tokenizer`, `default` or the file's name.
+    """The template to use, found safe to render, and where it comes from: `tokenizer`, `default` or the file's name.
 
     `asked` is None (the tokenizer's own, else the default), "default", or the path of a .jinja file. `own` is
-    what the tokenizer has: a text, several by name, or nothing. Raises ConfigError if the file cannot be read.
+    what the tokenizer has: a text, several by name, or nothing. Raises ConfigError if the file cannot be read and
+    ModelError where `vet` does.
     """
     if isinstance(own, dict):
         own = own.get("default") or next(iter(own.values()), None)
+    if asked is None and own:
+        vet(str(own), "tokenizer")
+        return str(own), "tokenizer"
     if asked is None:
-        return (str(own), "tokenizer") if own else (DEFAULT_TEMPLATE, "default")
+        return DEFAULT_TEMPLATE, "default"
     if asked == "default":
         return DEFAULT_TEMPLATE, "default"
     try:
-        return Path(asked).expanduser().read_text(encoding="utf-8"), Path(asked).name
+        text = Path(asked).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             120,
@@ -141,6 +150,131 @@ def chosen(asked: str | None, own: Any) -> tuple[str, str]:
             why=str(error),
             fix="name a .jinja text file, or `default`, or leave the setting out to use the tokenizer's own template",
         ) from error
+    vet(text, Path(asked).name)
+    return text, Path(asked).name
+
+
+class _TooMuch(Exception):
+    """A template goes on and on, or writes and writes."""
+
+    lineno: int | None = None
+
+
+@lru_cache(maxsize=64)
+def vet(template: str, source: str) -> None:
+    """Raise ModelError, with the line, for a template with a fault of syntax, one that reaches for Python's insides, and one
+    that would not end or would write without end.
+
+    It is rendered on a few short conversations in transformers' sandbox, with every turn of a loop and every call counted.
+    What it refuses to render is for `check` and `abilities`.
+    """
+    from jinja2 import TemplateSyntaxError
+    from jinja2.exceptions import SecurityError
+
+    system, user, answer = ({"role": role, "content": "a"} for role in ("system", "user", "assistant"))
+    talks = ([user, answer], [system, user, answer, user, answer], _tool_talk(NINE))
+    try:
+        counted = _counted(template)
+        for talk in talks:
+            tools = PROBE_TOOLS if talk is talks[2] else None
+            try:
+                counted(messages=talk, tools=tools, add_generation_prompt=talk is talks[1], bos_token="b", eos_token="e")
+            except (_TooMuch, SecurityError):
+                raise
+            except Exception:  # a template may refuse what it does not know by any error of its own
+                continue
+    except (_TooMuch, SecurityError, TemplateSyntaxError) as error:
+        endless = isinstance(error, _TooMuch)
+        raise ModelError(
+            122 if endless else 121,
+            f"the chat template {error}" if endless else f"the chat template does not work: {error}",
+            where=f"chat template ({source}){_line(error)}",
+            why="it was asked to render a few words" if endless else "",
+            fix="correct the template, or use the documented one: data.template=default",
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    """Where in the template: jinja puts the template's own lines into the traceback."""
+    number, trace = getattr(error, "lineno", None), error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename in ("<template>", "<unknown>"):
+            number = trace.tb_lineno
+        trace = trace.tb_next
+    return f" line {number}" if number else ""
+
+
+def _refuse_great_constants(tree: Any) -> None:
+    """Raise _TooMuch for what transformers' own environment would compute while it compiles the template."""
+    from jinja2 import nodes
+
+    def size(node: Any) -> int:
+        if isinstance(node, nodes.Mul):
+            return size(node.left) * size(node.right)
+        value = getattr(node, "value", 1)
+        return abs(value) if isinstance(value, int) else len(value) if isinstance(value, str) else 1
+
+    for node in tree.find_all((nodes.Pow, nodes.Mul, nodes.Const)):
+        if isinstance(node, nodes.Pow) or (size(node) > MOST_TEXT and not isinstance(getattr(node, "value", 1), str)):
+            error = _TooMuch("computes with huge numbers")
+            error.lineno = node.lineno
+            raise error
+
+
+def _counted(template: str) -> Callable[..., None]:
+    """The template as a function that renders it and raises _TooMuch once it takes too many turns, or writes too much."""
+    from jinja2 import Template, nodes
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    environment = _compile_jinja_template("").environment.overlay(optimized=False)  # constants would be computed by parsing
+    call, binop = environment.call, environment.call_binop
+    spent = {"turns": 0, "end": 0.0}
+
+    def turn() -> None:
+        spent["turns"] += 1
+        if spent["turns"] > MOST_TURNS or time.monotonic() > spent["end"]:
+            raise _TooMuch("does not come to an end")
+
+    def turns(values: Iterable[Any]) -> Iterator[Any]:
+        for value in values:
+            turn()
+            yield value
+
+    def short(value: Any) -> Any:
+        if isinstance(value, (str, list, tuple)) and len(value) > MOST_TEXT:
+            raise _TooMuch("writes without end")
+        return value
+
+    def watched_call(context: Any, function: Any, *args: Any, **how: Any) -> Any:
+        turn()
+        return short(call(context, function, *args, **how))
+
+    def watched_binop(context: Any, operator: str, left: Any, right: Any) -> Any:
+        for text, times in ((left, right), (right, left)):
+            if operator == "*" and isinstance(times, int) and hasattr(text, "__len__") and len(text) * times > MOST_TEXT:
+                raise _TooMuch("writes without end")
+        return short(binop(context, operator, left, right))
+
+    environment.filters = environment.filters | {"turns of a loop": turns, "short": short}
+    environment.intercepted_binops = frozenset(("*", "+"))
+    environment.call, environment.call_binop = watched_call, watched_binop
+    tree = environment.parse(template)
+    _refuse_great_constants(tree)
+    for loop in tree.find_all(nodes.For):
+        loop.iter = nodes.Filter(loop.iter, "turns of a loop", [], [], None, None, lineno=loop.lineno)
+    for holder in list(tree.find_all(nodes.Assign)):  # `~` and filters can double a text only by being assigned again
+        holder.node = nodes.Filter(holder.node, "short", [], [], None, None, lineno=holder.lineno)
+    made = Template.from_code(environment, environment.compile(tree), environment.make_globals(None))
+
+    def render(**given: Any) -> None:
+        spent["turns"], spent["end"] = 0, time.monotonic() + MOST_SECONDS
+        written = 0
+        for piece in made.generate(**given):
+            written += len(piece)
+            if written > MOST_TEXT:
+                raise _TooMuch("writes without end")
+
+    return render
 
 
 def check(template: str, source: str, render: Render) -> None:

@@ -207,13 +207,13 @@ def _refusals() -> Iterator[None]:
         ) from error
 
 
-def load_tokenizer(folder: Path, template: str | None = None) -> ChatTokenizer:
+def load_tokenizer(folder: Path, template: str | None = None, *, trusted: bool = False) -> ChatTokenizer:
     """The tokenizer in a model or adapter folder, with its own chat template or the asked one (see ChatTokenizer).
 
     Raises ModelError where it is missing or cannot be used.
     """
     try:
-        tokenizer = _loader(folder).from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = _loader(folder).from_pretrained(folder, trust_remote_code=trusted, local_files_only=True)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and others here
         raise ModelError(
             10,

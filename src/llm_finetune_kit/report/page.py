@@ -151,6 +151,9 @@ def _memory(plan: dict[str, Any]) -> dict[str, Any] | None:
         "peak": sum(parts.values()),
         "free": free,
         "fits": sum(parts.values()) <= free,
+        "measured": (plan.get("measured") or {}).get("peak_memory", {}).get("measured"),
+        "speed": (plan.get("measured") or {}).get("tokens_per_second", {}),
+        "time": plan.get("time") or {},
     }
 
 

@@ -7,11 +7,14 @@ from typing import Any
 
 import torch
 
+from llm_finetune_kit.hardware import release_memory
 from llm_finetune_kit.material import Material
 from llm_finetune_kit.models.adapters import add_lora
+from llm_finetune_kit.models.freezing import freeze
 from llm_finetune_kit.models.loading import DTYPES, load_base, train_all
 from llm_finetune_kit.training.loop import Schedule
 from llm_finetune_kit.training.optimizer import learning_rates, make_optimizer
+from llm_finetune_kit.training.recompute import recompute_blocks
 from llm_finetune_kit.training.step import Objective
 
 
@@ -21,28 +24,16 @@ def assemble(material: Material, loaded: Any) -> tuple[Any, Any, Any]:
     torch.manual_seed(training.seed)
     random.seed(training.seed)
     dtype = str(config.model.dtype)
-    base = (
-        loaded
-        if loaded is not None
-        else load_base(material.located, dtype if config.method == "lora" else "float32", plan.device)
-    )
-    if config.method == "lora":
-        lora = config.lora
-        targets = list(lora.target_modules or [])
-        model = add_lora(
-            base,
-            r=int(lora.r or 16),
-            alpha=int(lora.alpha or 32),
-            dropout=lora.dropout,
-            targets=targets,
-            base_name=material.located.loadable,
-            seed=training.seed,
-        )
-    else:
-        model = train_all(base)
+    if training.threads is not None and plan.device == "cpu":
+        torch.set_num_threads(training.threads)
+    base = loaded if loaded is not None else _base(material, dtype)
+    model = _adapted(base, material) if config.method == "lora" else train_all(base)
+    if config.method == "full":
+        freeze(model, training.freeze_layers)
     if training.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    optimizer = make_optimizer(model.parameters(), training.weight_decay)
+        recompute_blocks(model, training.checkpoint_every or 1)
+    kind = training.optimizer or "adamw"
+    optimizer = make_optimizer(model.named_parameters(), training.weight_decay, kind=kind, plus_ratio=config.lora.plus_ratio)
     rates = learning_rates(training.schedule, plan.steps, float(training.learning_rate or 0), plan.warmup_steps)
     schedule = Schedule(
         rates=rates,
@@ -54,5 +45,36 @@ def assemble(material: Material, loaded: Any) -> tuple[Any, Any, Any]:
         save_steps=int(training.save_steps or plan.steps),
         patience=training.early_stopping_patience if material.held_out is not None else None,
         seed=training.seed,
+        scaled=dtype == "float16",
     )
     return Objective(model, DTYPES[dtype]), optimizer, schedule
+
+
+def _base(material: Material, dtype: str) -> Any:
+    config, device = material.plan.config, material.plan.device
+    if config.method == "full":
+        return load_base(material.located, "float32", device)
+    quantization, double = config.model.quantization, config.model.double_quantization
+    base = load_base(material.located, dtype, device, quantization=quantization, double_quantization=double)
+    if quantization is not None and device == "cpu":
+        release_memory()  # what packing left behind
+    return base
+
+
+def _adapted(base: Any, material: Material) -> Any:
+    config = material.plan.config
+    lora = config.lora
+    return add_lora(
+        base,
+        r=int(lora.r or 16),
+        alpha=int(lora.alpha or 32),
+        dropout=lora.dropout,
+        targets=list(lora.target_modules or []),
+        base_name=material.located.loadable,
+        seed=config.training.seed,
+        variant=lora.variant,
+        init=lora.init,
+        bias=lora.bias,
+        modules_to_save=lora.modules_to_save,
+        vocabulary=len(material.chat.tokenizer),
+    )

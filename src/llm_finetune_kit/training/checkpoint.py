@@ -15,10 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from llm_finetune_kit.errors import ModelError
 from llm_finetune_kit.folder import fault, read_json, write_json
+from llm_finetune_kit.models.adapters import restore_adapter, save_adapter
+from llm_finetune_kit.training.optimizer import restore_state, state_tensors
+from llm_finetune_kit.training.scaling import LossScale
 
 STATE = "trainer_state.json"
 OPTIMIZER = "optimizer.safetensors"
-ADAPTER = "adapter_model.safetensors"
 FORMAT = 1  # of trainer_state.json
 
 
@@ -32,19 +34,13 @@ class Progress:
     best_loss: float | None = None
     stale_evaluations: int = 0
     seconds: float = 0.0
+    loss_scale: LossScale | None = None  # with float16
 
 
 def save_weights(model: Any, folder: Path, dtype: torch.dtype | None = None) -> None:
     """The trained weights in PEFT's layout, or the whole model in transformers' (in `dtype` if given)."""
     if hasattr(model, "peft_config"):
-        from peft import get_peft_model_state_dict
-
-        state = get_peft_model_state_dict(model, save_embedding_layers=False)
-        save_file({name: tensor.contiguous().cpu() for name, tensor in state.items()}, folder / ADAPTER, {"format": "pt"})
-        settings = model.peft_config["default"]
-        was, settings.inference_mode = settings.inference_mode, True
-        settings.save_pretrained(folder)
-        settings.inference_mode = was
+        save_adapter(model, folder)
         return
     state = model.state_dict()
     if dtype is not None:
@@ -58,7 +54,7 @@ def save_weights(model: Any, folder: Path, dtype: torch.dtype | None = None) -> 
 def save(model: Any, optimizer: torch.optim.Optimizer, progress: Progress, folder: Path) -> None:
     """Write everything that a bit-exact resume needs into an empty folder."""
     save_weights(model, folder)
-    save_file(_optimizer_tensors(model, optimizer) | _random_tensors(), folder / OPTIMIZER)
+    save_file(state_tensors(optimizer, _trained(model)) | _random_tensors(), folder / OPTIMIZER)
     write_json(folder / STATE, {"format": FORMAT, **asdict(progress)})
 
 
@@ -66,17 +62,14 @@ def restore(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -> Progr
     """Put a checkpoint back into the model and the optimizer, and the random state too."""
     restore_weights(model, folder)
     tensors = load_file(folder / OPTIMIZER)
-    by_name = dict(_trained(model))
-    for name, parameter in by_name.items():
-        optimizer.state[parameter] = {
-            key: tensors[f"{key}/{name}"].to("cpu" if key == "step" and not parameter.is_cuda else parameter.device)
-            for key in ("step", "exp_avg", "exp_avg_sq")
-        }
+    restore_state(optimizer, _trained(model), tensors)
     torch.set_rng_state(tensors["random/cpu"])
     if torch.cuda.is_available() and "random/cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random/cuda"])
     state = read_json(folder / STATE)
     state.pop("format")
+    if state.get("loss_scale") is not None:
+        state["loss_scale"] = LossScale(**state["loss_scale"])
     return Progress(**state)
 
 
@@ -84,16 +77,13 @@ def restore(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -> Progr
 def restore_weights(model: Any, folder: Path) -> None:
     """Put only the weights of a checkpoint back. Raises ModelError if they belong to another model."""
     if hasattr(model, "peft_config"):
-        from peft import set_peft_model_state_dict
-
-        outcome = set_peft_model_state_dict(model, load_file(folder / ADAPTER))
-        wrong = list(outcome.unexpected_keys)
-    else:
-        state = load_file(folder / "model.safetensors")
-        outcome = model.load_state_dict(state, strict=False)
-        loaded = {id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False) if name in state}
-        named = dict(model.named_parameters(remove_duplicate=False))
-        wrong = [name for name in outcome.missing_keys if name in named and id(named[name]) not in loaded]
+        restore_adapter(model, folder)
+        return
+    state = load_file(folder / "model.safetensors")
+    outcome = model.load_state_dict(state, strict=False)
+    loaded = {id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False) if name in state}
+    named = dict(model.named_parameters(remove_duplicate=False))
+    wrong = [name for name in outcome.missing_keys if name in named and id(named[name]) not in loaded]
     if wrong:
         raise ModelError(
             20, f"does not fit this model: {wrong[0]}", where=str(folder), fix="resume the run with its own base model"
@@ -113,14 +103,6 @@ def newest_good(folders: list[Path]) -> tuple[Path | None, list[str]]:
 
 def _trained(model: Any) -> list[tuple[str, torch.nn.Parameter]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
-def _optimizer_tensors(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    return {
-        f"{key}/{name}": value.detach().cpu().clone()
-        for name, parameter in _trained(model)
-        for key, value in optimizer.state[parameter].items()
-    }
 
 
 def _random_tensors() -> dict[str, torch.Tensor]:

@@ -34,6 +34,7 @@ class Schedule:
     save_steps: int
     patience: int | None
     seed: int
+    scaled: bool = False  # float16 products, whose loss is scaled
 
     @property
     def steps(self) -> int:
@@ -92,9 +93,17 @@ def _one_step(
     examples = step_tokens(train, schedule.examples_per_step, schedule.seed, progress.step)
     passes = make_passes(examples, range(len(examples)), schedule.tokens_per_pass, packing=schedule.packing)
     objective.model.train()
-    loss = float(accumulate(objective, passes))
     weights = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = float(torch.nn.utils.clip_grad_norm_(weights, schedule.max_grad_norm))
+    scaling = progress.loss_scale
+    while True:
+        loss = float(accumulate(objective, passes, scaling.scale if scaling else 1.0))
+        if scaling:
+            scaling.unscale(weights)
+        norm = float(torch.nn.utils.clip_grad_norm_(weights, schedule.max_grad_norm))
+        if scaling is None or math.isfinite(norm) or not math.isfinite(loss):
+            break
+        scaling.shrink()  # float16 overflowed: the same step again, nothing moved and nothing is counted
+        optimizer.zero_grad(set_to_none=True)
     if not (math.isfinite(loss) and math.isfinite(norm)):
         optimizer.zero_grad(set_to_none=True)
         raise TrainingError(
@@ -105,8 +114,10 @@ def _one_step(
             fix="lower training.learning_rate, or set model.dtype=float32",
         )
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["rate_factor"]
     optimizer.step()
+    if scaling:
+        scaling.grow()
     optimizer.zero_grad(set_to_none=True)
     seconds = time.perf_counter() - started
     progress.step += 1

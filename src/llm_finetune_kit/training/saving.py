@@ -13,6 +13,7 @@ from llm_finetune_kit.hardware import versions
 from llm_finetune_kit.material import Material
 from llm_finetune_kit.models.facts import read_config
 from llm_finetune_kit.models.loading import DTYPES
+from llm_finetune_kit.models.quantization import quantization_facts
 from llm_finetune_kit.report.card import model_card
 from llm_finetune_kit.training import checkpoint
 
@@ -25,7 +26,7 @@ def save_checkpoint(folder: RunFolder, material: Material, model: Any, optimizer
         checkpoint.save(model, optimizer, progress, draft)
         material.chat.save(draft)
 
-    size = commit(target, write, _facts(material, progress.step))
+    size = commit(target, write, _facts(material, model, progress.step))
     say(Saved(progress.step, target.name, size, time.perf_counter() - started))
     _rotate(folder, material.plan.config.training.save_total_limit, progress.step, progress.best_step)
 
@@ -40,13 +41,15 @@ def save_final(folder: RunFolder, material: Material, model: Any, step: int, say
         material.chat.save(draft)
         write_whole(draft / "README.md", model_card(material.plan.config, material.located.name, folder.replay(), step))
 
-    size = commit(folder.final, write, _facts(material, step))
+    size = commit(folder.final, write, _facts(material, model, step))
     say(Saved(step, folder.final.name, size, time.perf_counter() - started))
 
 
-def _facts(material: Material, step: int) -> dict[str, Any]:
+def _facts(material: Material, model: Any, step: int) -> dict[str, Any]:
     fingerprints = {name: part["fingerprint"] for name, part in material.report.items() if "fingerprint" in part}
-    return {"step": step, "base_model": material.located.name, "data_fingerprints": fingerprints, "versions": versions()}
+    facts = {"step": step, "base_model": material.located.name, "data_fingerprints": fingerprints, "versions": versions()}
+    packed = quantization_facts(model)
+    return facts | ({"quantization": packed} if packed else {})
 
 
 def _rotate(folder: RunFolder, keep: int, step: int, best_step: int | None) -> None:

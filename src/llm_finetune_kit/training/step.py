@@ -90,11 +90,18 @@ class Objective:
         self.dtype = dtype
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.decoder = base.base_model
-        self.head = base.get_output_embeddings()
+        self._head = base.get_output_embeddings()
         self.softcap: float | None = getattr(base.config, "final_logit_softcapping", None)
         self.device = self.head.weight.device
         self.plain_head = type(self.head) is torch.nn.Linear and self._head_is_plain(base)
         self.packs = self._documents_stay_apart(base)
+
+    @property
+    def head(self) -> Any:
+        """The output layer now in use: where it is trained beside the original one, that depends on a switch."""
+        if not hasattr(self._head, "modules_to_save"):
+            return self._head
+        return self._head.original_module if self._head.disable_adapters else self._head.modules_to_save["default"]
 
     def _head_is_plain(self, base: Any) -> bool:
         ids = torch.arange(4, device=self.device)[None] % base.config.vocab_size
@@ -168,13 +175,16 @@ class Objective:
         return scale * torch.nn.functional.cross_entropy(logits.float(), work.labels, reduction="sum")
 
 
-def accumulate(objective: Objective, passes: list[Pass]) -> torch.Tensor:
-    """Add the gradient of the step's mean loss over its target tokens to `.grad`; return that loss, detached."""
+def accumulate(objective: Objective, passes: list[Pass], loss_scale: float = 1.0) -> torch.Tensor:
+    """Add the gradient of the step's mean loss over its target tokens to `.grad`; return that loss, detached.
+
+    The gradient, not the loss, is `loss_scale` times as large (see `training.scaling`).
+    """
     targets = sum(work.targets for work in passes)
     loss = torch.zeros((), dtype=torch.float32, device=objective.device)
     for work in passes:
         part = objective.summed(work, 1.0 / targets)
-        part.backward()
+        part.backward(torch.full_like(part, loss_scale))
         loss += part.detach()
     return loss
 

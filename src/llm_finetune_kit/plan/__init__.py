@@ -1,0 +1,333 @@
+"""The plan: every open question of a config answered, with a reason, from facts alone. Pure: no I/O, no torch.
+
+Memory, time and cost are estimates; a run measures its peak and its speed and stores them beside them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from llm_finetune_kit.catalog import GUIDANCE
+from llm_finetune_kit.config import RunConfig
+from llm_finetune_kit.errors import KitError, MachineError
+from llm_finetune_kit.plan import decisions, speed
+from llm_finetune_kit.plan.decisions import Choice, Decisions
+from llm_finetune_kit.plan.fitting import Asked, first_that_fits, needed_bytes
+from llm_finetune_kit.plan.memory import BYTES, STATE, Work, moments
+from llm_finetune_kit.plan.speed import Measured
+
+RANK, LENGTH = 16, 512  # of the adapters and rows that `fits` reckons with
+EDITS = 3  # ways out that are told where a run does not fit
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """Counts of the data after masking; of streamed data all but `examples` are known from a sample."""
+
+    examples: int
+    held_out: int
+    tokens: int
+    target_tokens: int
+    longest: int
+    streamed: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A config without open questions, the reasons, and what the run will need."""
+
+    config: RunConfig
+    choices: tuple[Choice, ...]
+    device: str
+    steps: int
+    warmup_steps: int
+    examples_per_step: int
+    trained_parameters: int
+    memory: dict[str, int]  # bytes by part, at the moment when they are most
+    moment: str
+    needed_memory: int  # the peak without the pages of mapped files, which the system takes back when it must
+    available_memory: int
+    time: dict[str, Any]  # seconds by part; empty where the machine's speed is not known
+    disk: dict[str, int]  # bytes by part
+    cost: dict[str, Any] | None
+    edits: tuple[str, ...]  # what makes it fit, each tried; empty where it does
+    warnings: tuple[str, ...]
+
+    @property
+    def peak_memory(self) -> int:
+        return sum(self.memory.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.needed_memory <= self.available_memory
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for plan.json and the Planned event."""
+        tree = asdict(self) | {"peak_memory": self.peak_memory}
+        tree["config"] = self.config.model_dump(mode="json")
+        return tree
+
+
+def make_plan(
+    config: RunConfig,
+    machine: Any,
+    model: Any,
+    data: DataFacts,
+    *,
+    force: bool = False,
+    measured: Measured | None = None,
+    price: float | None = None,
+) -> Plan:
+    """Decide what the config leaves open.
+
+    `machine` is a `hardware.Machine`, `model` a `models.facts.ModelFacts`, `measured` what a probe found and `price`
+    dollars an hour. Raises ConfigError for unknown target modules, and MachineError where the run cannot fit into
+    memory; `force` makes a warning of that.
+    """
+    plan = _draft(config, machine, model, data, measured, price)
+    if plan.fits:
+        return plan
+    edits = _edits(config, machine, model, data)
+    problem = f"needs about {plan.needed_memory / 1e9:.1f} GB of memory and {plan.available_memory / 1e9:.1f} GB are free"
+    if force:
+        return replace(plan, edits=edits, warnings=(*plan.warnings, f"{problem}; you asked to start all the same"))
+    parts = sorted(plan.memory.items(), key=lambda part: -part[1])
+    why = f"at the {plan.moment}: " + ", ".join(f"{part} {size / 1e9:.1f} GB" for part, size in parts if size > 5e7)
+    fix = "set " + ", or ".join(edits) if edits else "no setting makes it fit: choose a smaller model or a larger machine"
+    raise MachineError(20, problem, where=model.name, why=why, fix=fix)
+
+
+def fits(model: Any, machine: Any) -> str:
+    """What fine-tuning of a model takes on a machine: `LoRA`, `with recompute`, `QLoRA`, or `no`.
+
+    Reckoned for adapters of rank 16 on all linear layers and rows of 512 tokens, one to a pass.
+    """
+    dtype, _ = decisions.number_format(machine)
+    targets = tuple(model.linear_names)
+    trained = model.lora_parameters(RANK, list(targets))
+    plain = Work("lora", dtype, LENGTH, LENGTH, machine.kind, RANK, targets, trained)
+    for quantization, recompute, name in ((None, 0, "LoRA"), (None, 1, "with recompute"), ("nf4", 1, "QLoRA")):
+        if needed_bytes(model, replace(plain, quantization=quantization, recompute=recompute)) <= machine.free_memory:
+            return name
+    return "no"
+
+
+def compare(plan: dict[str, Any], peak_memory: int, tokens_per_second: float) -> dict[str, Any]:
+    """Predicted against measured, for plan.json; an error of 0.1 means that a tenth too much was predicted."""
+    pairs = {
+        "peak_memory": (plan.get("peak_memory"), peak_memory),
+        "tokens_per_second": ((plan.get("time") or {}).get("tokens_per_second"), tokens_per_second),
+    }
+    return {
+        name: {"predicted": said, "measured": was, "error": said / was - 1 if said and was else None}
+        for name, (said, was) in pairs.items()
+    }
+
+
+def _draft(
+    config: RunConfig, machine: Any, model: Any, data: DataFacts, measured: Measured | None = None, price: float | None = None
+) -> Plan:
+    """The plan, whether it fits or not."""
+    training, decide = config.training, Decisions()
+    if data.streamed:
+        decide("data.streaming", config.data.streaming, True, "the file is large, so rows are read as they are needed")
+    dtype = decide("model.dtype", config.model.dtype, *decisions.number_format(machine))
+    length = decide("model.max_length", config.model.max_length, *decisions.max_length(model, data))
+    targets = decisions.adapter(config, model, decide) if config.method == "lora" else []
+    r = decide.values.get("lora.r", 0)
+    trained = decisions.trained_parameters(config, model, r, targets)
+    decide("training.learning_rate", training.learning_rate, *decisions.learning_rate(config.method, model.hidden))
+    examples = training.batch_size * training.gradient_accumulation_steps
+    steps, warmup = decisions.step_counts(config, data, examples)
+    longest = min(length, data.longest)
+    work = Work(config.method, dtype, longest, longest, machine.kind, r, tuple(targets), trained)
+    work = replace(
+        work,
+        double_quantization=config.model.double_quantization,
+        frozen_layers=training.freeze_layers,
+        data_tokens=0 if data.streamed else data.tokens,
+        variant=config.lora.variant,
+    )
+    work = _mechanics(config, machine, model, work, longest * min(examples, data.examples), decide)
+    decisions.habits(config, machine, data, steps, decide)
+    saves = -(-steps // int(decide.values["training.save_steps"]))
+    moment, memory, needed = _memory(model, work, measured)
+    disk = _disk(model, work, min(saves, training.save_total_limit + 1))
+    rows = (data, min(examples, data.examples), min(data.tokens / max(1, data.examples), length))
+    time = _time(model, work, machine.rates, rows, (steps, int(decide.values["training.eval_steps"]), saves), measured)
+    warnings = decisions.warnings(config, data, steps, warmup, examples)
+    if sum(disk.values()) > machine.free_disk:
+        warnings.append(
+            f"it writes up to {sum(disk.values()) / 1e9:.1f} GB and {machine.free_disk / 1e9:.1f} GB are free; "
+            "lower training.save_total_limit"
+        )
+    values = {"data.streaming": data.streamed, "output.run_name": config.output.run_name or decisions.run_name(config)}
+    return Plan(
+        config=config.with_values(decide.values | values),
+        choices=tuple(decide.choices),
+        device=machine.device,
+        steps=steps,
+        warmup_steps=warmup,
+        examples_per_step=examples,
+        trained_parameters=trained,
+        memory=memory,
+        moment=moment,
+        needed_memory=needed,
+        available_memory=machine.free_memory,
+        time=time,
+        disk=disk,
+        cost=_cost(machine, time, price),
+        edits=(),
+        warnings=tuple(warnings),
+    )
+
+
+def _mechanics(config: RunConfig, machine: Any, model: Any, work: Work, step_tokens: int, decide: Decisions) -> Work:
+    """How a step is computed: passes, recomputation, quantization and optimizer, which do not change what it means."""
+    training, full = config.training, config.method == "full"
+    best, why_best = decisions.best_tokens(machine, model)
+    recommended = next(guide.recommended_gb for most, guide in GUIDANCE if model.parameters <= most) * 10**9
+    crowded = machine.kind != "cpu" and machine.memory < recommended
+    recompute = None if training.gradient_checkpointing is None else 0
+    if training.gradient_checkpointing:
+        recompute = training.checkpoint_every or 1
+    asked = Asked(
+        tokens=training.tokens_per_pass,
+        best_tokens=best,
+        longest=work.longest,
+        step_tokens=step_tokens if training.packing else work.longest,
+        recompute=recompute,
+        quantization=None if full else config.model.quantization,
+        may_quantize=not full and machine.kind != "mps",
+        optimizer=training.optimizer,
+    )
+    budget, work = first_that_fits(asked, work, model, machine.free_memory)
+    if crowded and work.quantization is None and work.recompute and asked.may_quantize and asked.quantization is None:
+        packed, less = first_that_fits(replace(asked, quantization="nf4"), work, model, machine.free_memory)
+        if (
+            not less.recompute or recompute is not None
+        ):  # the recommended memory is more than there is: 4 bits instead of recomputing
+            budget, work = packed, less
+    if not full:
+        reason = "the weights would not fit otherwise" if work.quantization else f"the weights fit in {work.dtype}"
+        if work.quantization and crowded:
+            reason = f"{recommended // 10**9} GB are recommended for plain weights, and there are {machine.memory / 1e9:.0f}"
+        decide("model.quantization", config.model.quantization, work.quantization, reason)
+    decide("training.optimizer", training.optimizer, work.optimizer, _why_optimizer(work))
+    lower = "more would not fit beside the rest" if budget < best else why_best
+    decide("training.tokens_per_pass", training.tokens_per_pass, budget, lower)
+    _tell_recompute(training, model, work, decide)
+    decide.tell("attention", "per document", "packed examples do not see each other, and no pair across them is computed")
+    return work
+
+
+def _why_optimizer(work: Work) -> str:
+    if work.optimizer == "adamw":
+        return "its state is small beside the weights" if not work.full else "its full-precision state fits"
+    return "its state in full precision would not fit"
+
+
+def _tell_recompute(training: Any, model: Any, work: Work, decide: Decisions) -> None:
+    every = work.recompute
+    reason = "activations fit, and recomputing would cost a third more time"
+    if every:
+        share = "all blocks" if every == 1 else f"{-(-model.layers // every)} of {model.layers} blocks"
+        reason = f"activations would not fit otherwise; {share} are computed again, the fewest that suffice"
+    decide("training.gradient_checkpointing", training.gradient_checkpointing, every > 0, reason)
+    if every:
+        decide("training.checkpoint_every", training.checkpoint_every, every, reason)
+
+
+def _memory(model: Any, work: Work, measured: Measured | None) -> tuple[str, dict[str, int], int]:
+    """The moment of the highest memory, its bytes by part, and what is needed; a probe's peak replaces the step's estimate."""
+    found = moments(model, work)
+    if measured is not None:
+        step = max(("forward", "backward"), key=lambda name: sum(found[name].values()))
+        found[step] |= {"measured beyond the estimate": measured.peak_memory - sum(found[step].values())}
+        found = {name: parts for name, parts in found.items() if name not in {"forward", "backward"} - {step}}
+    moment = max(found, key=lambda name: sum(found[name].values()))
+    needed = max(sum(size for part, size in parts.items() if part != "files") for parts in found.values())
+    return moment, {part: size for part, size in found[moment].items() if size}, needed
+
+
+def _time(
+    model: Any, work: Work, rates: Any, rows: tuple[DataFacts, int, float], counts: tuple[int, int, int], measured: Any
+) -> Any:
+    if rates is None:
+        return {}
+    (data, examples, mean), (steps, eval_steps, saves) = rows, counts
+    share = data.target_tokens / max(1, data.tokens)
+    tokens = examples * mean
+    step = speed.step_seconds(model, work, rates, tokens, share * tokens, mean)
+    held_out = speed.evaluation_seconds(model, work, rates, data.held_out * mean, mean)
+    source = rates.source
+    if measured is not None:
+        probe = measured.step_tokens
+        scale = measured.step_seconds / speed.step_seconds(model, work, rates, probe, measured.step_targets, measured.length)
+        step, held_out, source = step * scale, held_out * scale, "two steps measured on this machine"
+    evaluations = (1 + -(-steps // eval_steps)) if data.held_out else 0
+    parts = speed.run_seconds(model, work, step=step, steps=steps, evaluation=held_out, evaluations=evaluations, saves=saves)
+    return parts | {"step_seconds": step, "tokens_per_second": tokens / step, "source": source}
+
+
+def _disk(model: Any, work: Work, checkpoints: int) -> dict[str, int]:
+    """Bytes of the run folder: checkpoints (weights and optimizer) and the final model."""
+    final = BYTES.get(model.stored_dtype, 4) * model.parameters if work.full else 4 * work.trained
+    weights = 4 * model.parameters if work.full else 4 * work.trained
+    return {"checkpoints": checkpoints * (weights + round(STATE[work.optimizer] * work.trained)), "final": final}
+
+
+def _cost(machine: Any, time: dict[str, Any], price: float | None) -> dict[str, Any] | None:
+    hourly, source = (price, "your price") if price is not None else (machine.price, "the table of prices")
+    if hourly is None or not time:
+        return None
+    hours = time["total"] / 3600
+    return {"hours": hours, "price_per_hour": hourly, "total": hours * hourly, "source": source}
+
+
+def _edits(config: RunConfig, machine: Any, model: Any, data: DataFacts) -> tuple[str, ...]:
+    """Changes of the config, each planned again and known to fit: alone where one is enough, else several together."""
+    rows = min(config.model.max_length or model.positions, data.longest)
+    single: list[dict[str, Any]] = [
+        {"training.gradient_checkpointing": True, "training.checkpoint_every": None},
+        {"training.tokens_per_pass": 256},
+        {"model.dtype": "bfloat16"} if machine.bfloat16 else {},
+        {"training.optimizer": "adamw_8bit"},
+        {"method": "lora", "training.freeze_layers": 0},
+        {"model.quantization": "nf4"},
+        {"model.max_length": max(8, rows // 2)},
+        {"model.max_length": max(8, rows // 4)},
+        {"lora.r": 8, "lora.alpha": 16, "lora.modules_to_save": None},
+    ]
+    pairs = [first | second for index, first in enumerate(single) for second in single[index + 1 :]]
+    sums = [{knob: value for change in single[:end] for knob, value in change.items()} for end in range(3, len(single) + 1)]
+    found: list[tuple[set[str], str]] = []
+    for spare in (False, True):  # changes that hold one that suffices come last
+        for values in [*single, *pairs, *sums]:
+            told = _told(config, values)
+            knobs = set(told.split(" and "))
+            wanted = told and all(told != known for _, known in found) and any(less <= knobs for less, _ in found) == spare
+            if wanted and len(found) < EDITS and _would_fit(config, values, machine, model, data):
+                found.append((knobs, told))
+    return tuple(told for _, told in found)
+
+
+def _told(config: RunConfig, values: dict[str, Any]) -> str:
+    """The knobs that a change really changes, as one would type them."""
+    before, after = config.model_dump(), config.with_values(values).model_dump()
+
+    def at(tree: dict[str, Any], path: str) -> Any:
+        for name in path.split("."):
+            tree = tree[name]
+        return tree
+
+    changed = [path for path in values if at(before, path) != at(after, path)]
+    return " and ".join(f"{path}={'null' if values[path] is None else values[path]}" for path in changed)
+
+
+def _would_fit(config: RunConfig, values: dict[str, Any], machine: Any, model: Any, data: DataFacts) -> bool:
+    try:
+        return _draft(config.with_values(values), machine, model, data).fits
+    except KitError:
+        return False

@@ -1,0 +1,161 @@
+"""The single decisions of a plan, each with its reason: number format, length, adapter, learning rate, steps and habits.
+
+What concerns memory as a whole is decided in fitting.py. Pure; `config` is a RunConfig, `model` a ModelFacts and `data`
+a DataFacts.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from llm_finetune_kit.errors import ConfigError
+
+CPU_BLOCK = 30_000_000  # bytes of one activation above which a CPU's allocator page-faults every time
+MOST_TOKENS = 8192  # of a pass on a GPU: enough to keep it busy
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One decision: the knob, its value and why."""
+
+    knob: str
+    value: Any
+    reason: str
+
+
+class Decisions:
+    """Every decision, in order, and the knobs' values."""
+
+    def __init__(self) -> None:
+        self.choices: list[Choice] = []
+        self.values: dict[str, Any] = {}
+
+    def __call__(self, knob: str, asked: Any, value: Any, reason: str) -> Any:
+        choice = Choice(knob, value, reason) if asked is None else Choice(knob, asked, "you asked for it")
+        self.choices.append(choice)
+        self.values[knob] = choice.value
+        return choice.value
+
+    def tell(self, subject: str, value: Any, reason: str) -> None:
+        """A decision that no knob changes."""
+        self.choices.append(Choice(subject, value, reason))
+
+
+def number_format(machine: Any) -> tuple[str, str]:
+    if machine.bfloat16:
+        return "bfloat16", machine.why_bfloat16
+    if machine.kind == "cuda":
+        return "float16", f"{machine.why_bfloat16}; the loss is scaled so that small gradients survive"
+    return "float32", f"{machine.why_bfloat16}, and float16 is slow there"
+
+
+def max_length(model: Any, data: Any) -> tuple[int, str]:
+    if data.streamed and 2 * data.longest < model.positions:
+        return 2 * data.longest, "twice the longest of the sampled examples, as the others are not known yet"
+    if data.longest <= model.positions:
+        return data.longest, "the longest example; nothing is cut, and short ones cost nothing extra"
+    return model.positions, f"the model's limit; the longest example has {data.longest:,} tokens"
+
+
+def adapter(config: Any, model: Any, decide: Decisions) -> list[str]:
+    """The layers that get an adapter; its rank and strength are decided too. Raises ConfigError for unknown layers."""
+    r = decide("lora.r", config.lora.r, 16, "enough for instruction data")
+    decide("lora.alpha", config.lora.alpha, 2 * r, "twice r")
+    asked = config.lora.target_modules
+    targets = model.linear_names if asked in (None, "all-linear") else list(asked)
+    unknown = [name for name in targets if name not in model.linear_names]
+    if unknown:
+        raise ConfigError(
+            10,
+            f"{model.architecture} has no layer {', '.join(unknown)}",
+            where="lora.target_modules",
+            fix=f"choose from {', '.join(model.linear_names)}, or all-linear",
+        )
+    decide(
+        "lora.target_modules",
+        None if asked == "all-linear" else asked,
+        targets,
+        "all linear layers: adapters on attention alone learn less",
+    )
+    return list(targets)
+
+
+def trained_parameters(config: Any, model: Any, r: int, targets: list[str]) -> int:
+    """Weights that the optimizer moves."""
+    if config.method == "full":
+        frozen = config.training.freeze_layers
+        kept: int = model.embedding_parameters + frozen * model.block_parameters if frozen else 0
+        return int(model.parameters) - kept
+    lora = config.lora
+    count: int = model.lora_parameters(r, targets)
+    if lora.variant == "dora":
+        count += sum(outputs for name, _, outputs in model.linear_shapes if name in targets)
+    whole = {"lm_head": model.head_parameters}
+    count += sum(whole.get(name, model.embedding_parameters) for name in lora.modules_to_save or [])
+    return count + (model.bias_parameters if lora.bias == "all" else 0)
+
+
+def learning_rate(method: str, hidden: int) -> tuple[float, str]:
+    """2e-4 (LoRA) and 2e-5 (full) are the field's defaults at width 4096; narrower models want more."""
+    base = 2e-4 if method == "lora" else 2e-5
+    rate = float(f"{base * math.sqrt(4096 / hidden):.1e}")
+    return rate, f"{base:g} for a model 4096 wide, times sqrt(4096 / {hidden})"
+
+
+def step_counts(config: Any, data: Any, examples: int) -> tuple[int, int]:
+    """Optimizer steps of the run, and of its warm-up."""
+    training = config.training
+    per_epoch = -(-data.examples // examples)
+    steps = training.max_steps or max(1, math.ceil(training.num_epochs * per_epoch))
+    warmup = training.warmup_steps if training.warmup_steps is not None else math.ceil(training.warmup_ratio * steps)
+    return steps, warmup
+
+
+def best_tokens(machine: Any, model: Any) -> tuple[int, str]:
+    """Tokens of a pass that a device computes fastest."""
+    if machine.kind != "cpu":
+        return MOST_TOKENS, "enough to keep the device busy"
+    width = max(model.intermediate, 3 * model.hidden)
+    best = max(256, min(MOST_TOKENS, 2 ** int(math.log2(CPU_BLOCK / (4 * width)))))
+    return best, f"one activation of width {width:,} stays below {CPU_BLOCK // 10**6} MB, which a CPU reuses fastest"
+
+
+def habits(config: Any, machine: Any, data: Any, steps: int, decide: Decisions) -> None:
+    """How often to evaluate and save, when to stop, and with how many threads."""
+    training, tenth = config.training, max(1, steps // 10)
+    decide("training.eval_steps", training.eval_steps, tenth, "ten evaluations in a run")
+    decide("training.save_steps", training.save_steps, tenth, "at most a tenth of the run can be lost")
+    if data.held_out:
+        asked = training.early_stopping_patience
+        decide("training.early_stopping_patience", asked, 3, "three evaluations without improvement are no accident")
+    if machine.kind == "cpu":
+        decide("training.threads", training.threads, machine.cores, "the cores that this process may use")
+
+
+def run_name(config: Any) -> str:
+    data = config.data.train_file
+    stem = data.removeprefix("sample:").rpartition("/")[2].partition(".")[0] if isinstance(data, str) else "rows"
+    model = str(config.model.name).rstrip("/").rpartition("/")[2]
+    name = re.sub(r"[^a-z0-9]+", "-", f"{model}-{stem}".lower()).strip("-")
+    return name[:64] or "run"
+
+
+def warnings(config: Any, data: Any, steps: int, warmup: int, examples: int) -> list[str]:
+    """What the settings will do that was hardly meant."""
+    found = []
+    if warmup >= steps:
+        found.append(
+            f"warm-up takes {warmup} of {steps} steps, so the learning rate never reaches its peak; lower training.warmup_steps"
+        )
+    for knob in ("save_steps", "eval_steps"):
+        every = getattr(config.training, knob)
+        if every is not None and every > steps:
+            found.append(f"training.{knob}={every} is more than the run's {steps} steps: it happens once, at the end")
+    if not data.held_out:
+        found.append("no held-out rows: overfitting cannot be seen; give data.eval_file or data.validation_split")
+    if data.examples < examples:
+        found.append(f"a step should take {examples} examples and there are only {data.examples}: each step takes all of them")
+    return found

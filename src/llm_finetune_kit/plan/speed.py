@@ -1,0 +1,105 @@
+"""How long a run takes and what it costs, from counts of operations. Pure arithmetic; memory.py has the bytes.
+
+A step's time is its matrix products at the machine's rate, attention's at the rate of its own number format, the
+bytes that everything between them moves, and the optimizer. The machine's rates are measured here or come out of a table;
+the shares of them that the engine reaches are measured constants. A probe replaces the sum's scale, not its shape.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from llm_finetune_kit.plan.memory import Work, attention_bytes, block_bytes, drops, weight_bytes
+
+REACHED = {"cpu": 0.6, "cuda": 0.6, "mps": 0.6}  # share of the matrix rate in a block's products; GPUs: an assumption
+ATTENTION_REACHED = 0.25  # of the float32 rate, in attention on a CPU
+DROPPED_PAIRS = 2.5e8  # pairs of tokens and heads a second and core where attention drops on a CPU: noise is drawn one by one
+BANDWIDTH = {"cpu": 6e9, "cuda": 1e12, "mps": 1.5e11}  # bytes a second of kept activations, all passes over them counted
+UNPACKING = {"cpu": 1.0e9, "cuda": 2e11, "mps": 1e10}  # packed weights a second
+LAUNCHES = 0.0012  # seconds a block and pass take on a GPU however small it is: some 200 kernels
+DISK = 3e8  # bytes a second, written and checked
+START = {"cpu": 6.0, "cuda": 12.0, "mps": 10.0}  # seconds of imports and set-up
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What worst-case steps took: seconds, tokens, targets, length of the rows and peak bytes."""
+
+    step_seconds: float
+    step_tokens: int
+    step_targets: int
+    length: int
+    peak_memory: int
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Matrix products of a machine in FLOP/s, by number format, and its cores."""
+
+    float32: float
+    narrow: float
+    cores: int
+    source: str
+
+    def of(self, dtype: str) -> float:
+        return self.float32 if dtype == "float32" else self.narrow
+
+
+def flops(model: Any, work: Work, tokens: float, targets: float) -> float:
+    """Matrix products of a forward and backward pass, attention's core left out."""
+    linear, head = model.linear_parameters, model.head_parameters
+    again = math.ceil(model.layers / work.recompute) / model.layers if work.recompute else 0.0
+    if work.full:
+        return float(tokens * (6 + 2 * again) * linear + targets * 6 * head)
+    return float(tokens * ((4 + 2 * again) * linear + 6 * work.trained) + targets * 4 * head)
+
+
+def attention_flops(model: Any, work: Work, tokens: float, length: float) -> float:
+    """Of causal attention inside documents of `length` tokens."""
+    again = 2 if work.recompute else 0
+    return float((6 + again) * model.layers * model.heads * model.head_dim * length * tokens)
+
+
+def step_seconds(model: Any, work: Work, rates: Rates, tokens: float, targets: float, length: float) -> float:
+    """Seconds of one optimizer step over `tokens` tokens in documents of `length`, in passes of at most `work.tokens`."""
+    passes = max(1, math.ceil(tokens / work.tokens))
+    device = work.device
+    seconds = flops(model, work, tokens, targets) / (rates.of(work.dtype) * REACHED[device])
+    core = attention_flops(model, work, tokens, length)
+    if device == "cpu" and drops(model):
+        pairs = model.layers * model.heads * length * tokens * (2 if work.recompute else 1)
+        seconds += pairs / (DROPPED_PAIRS * math.sqrt(rates.cores))
+    elif device == "cpu":
+        seconds += core / (rates.float32 * ATTENTION_REACHED)
+    else:
+        seconds += core / (rates.narrow * REACHED[device])
+    block = (block_bytes(model, work) - attention_bytes(model, work)) / work.tokens
+    seconds += model.layers * block * tokens * (1.4 if work.recompute else 1.0) / BANDWIDTH[device]
+    if work.quantization:
+        seconds += passes * model.linear_parameters * (3 if work.recompute else 2) / UNPACKING[device]
+    if work.full:
+        seconds += passes * 6 * model.parameters / BANDWIDTH[device]
+    seconds += 28 * work.trained / (2 * BANDWIDTH[device])
+    return float(max(seconds, passes * model.layers * LAUNCHES if device == "cuda" else 0.0))
+
+
+def evaluation_seconds(model: Any, work: Work, rates: Rates, tokens: float, length: float) -> float:
+    """Seconds of the loss of `tokens` held-out tokens: a forward pass, which is a third of a full step."""
+    once = Work("full", work.dtype, work.tokens, work.longest, device=work.device, trained=0)
+    return step_seconds(model, once, rates, tokens, tokens, length) / 3
+
+
+def run_seconds(
+    model: Any, work: Work, *, step: float, steps: int, evaluation: float, evaluations: int, saves: int
+) -> dict[str, float]:
+    """Seconds by part of a whole run."""
+    files = 4.0 * work.trained + 8.0 * work.trained
+    parts = {
+        "start": START[work.device] + weight_bytes(model, work) / 1e9,
+        "training": step * steps,
+        "evaluation": evaluation * evaluations,
+        "saving": (saves + 1) * (0.2 + files / DISK),
+    }
+    return parts | {"total": sum(parts.values())}

@@ -1,0 +1,245 @@
+"""The plan decides what is open, keeps what was asked, and never lets a run begin that cannot fit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from llm_finetune_kit.config import RunConfig
+from llm_finetune_kit.errors import ConfigError, MachineError
+from llm_finetune_kit.hardware import Machine, machine_named
+from llm_finetune_kit.models.facts import facts_by_name
+from llm_finetune_kit.plan import DataFacts, Plan, compare, fits, make_plan
+from llm_finetune_kit.plan.speed import Measured, Rates
+
+DATA = DataFacts(examples=1000, held_out=50, tokens=234_000, target_tokens=170_000, longest=512)
+CPU = Machine("cpu", "a CPU", 4, 16 * 10**9, 14 * 10**9, 10**11, True, "it has amx_bf16", Rates(2e11, 8e11, 4, "a test"))
+
+
+def plan(name: str, machine: Any = CPU, data: DataFacts = DATA, *, options: dict[str, Any] | None = None, **values: Any) -> Plan:
+    config = RunConfig().with_values({"model.name": name} | {key.replace("__", "."): value for key, value in values.items()})
+    return make_plan(config, machine, facts_by_name(name), data, **(options or {}))
+
+
+def chosen(made: Plan, knob: str) -> Any:
+    return next(choice.value for choice in made.choices if choice.knob == knob)
+
+
+KNOBS = (
+    "model.dtype", "model.quantization", "model.max_length", "lora.r", "lora.target_modules", "training.tokens_per_pass",
+    "training.gradient_checkpointing", "training.optimizer", "attention", "training.threads",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("knob", KNOBS)
+def test_every_choice_has_a_reason(knob: str) -> None:
+    assert any(choice.knob == knob and len(choice.reason) > 10 for choice in plan("smollm2-135m").choices)
+
+
+def test_what_was_asked_is_kept() -> None:
+    asked = {
+        "model__dtype": "float32", "model__quantization": "nf4", "model__max_length": 100, "lora__r": 4,
+        "lora__target_modules": ["q_proj"], "training__tokens_per_pass": 333, "training__gradient_checkpointing": True,
+        "training__checkpoint_every": 3, "training__optimizer": "adamw_8bit", "training__threads": 1,
+    }  # fmt: skip
+    made = plan("smollm2-135m", **asked)
+    tree = made.config.model_dump()
+    for path, value in asked.items():
+        section, _, name = path.partition("__")
+        assert tree[section][name] == value
+    assert {choice.reason for choice in made.choices if choice.knob in ("model.dtype", "lora.r")} == {"you asked for it"}
+
+
+def test_nothing_is_given_up_where_there_is_room() -> None:
+    made = plan("smollm2-135m")
+    assert made.config.model.quantization is None
+    assert made.config.training.gradient_checkpointing is False
+    assert made.config.training.optimizer == "adamw"
+    assert made.config.training.threads == CPU.cores
+
+
+def test_the_least_recomputation_that_fits() -> None:
+    """With ever less memory: none, some blocks, all of them; never more than is needed."""
+    every = []
+    model = facts_by_name("tinyllama")
+    for free in range(18, 2, -1):
+        machine = replace(CPU, free_memory=int(free * 5e8))
+        config = RunConfig().with_values({"model.name": "tinyllama", "training.tokens_per_pass": 1024})
+        try:
+            made = make_plan(config, machine, model, DATA)
+        except MachineError:
+            break
+        if made.config.model.quantization is None:
+            every.append(made.config.training.checkpoint_every or 0)
+    assert every[0] == 0 and every[-1] == 1
+    order = [(0, 4, 3, 2, 1).index(value) for value in every]
+    assert order == sorted(order) and set(every) & {2, 3, 4}
+
+
+def test_mechanics_change_and_meaning_does_not() -> None:
+    """R1's rule lowers the batch where memory is short; here only passes shrink, the examples of a step stay."""
+    small, large = plan("mistral-7b", machine_named("RTX 3060")), plan("mistral-7b", machine_named("H200"))
+    assert small.config.model.quantization == "nf4" and large.config.model.quantization is None
+    assert small.examples_per_step == large.examples_per_step == 16
+    assert small.config.training.batch_size == large.config.training.batch_size
+
+
+def test_below_the_recommended_memory_four_bits_come_before_recomputation() -> None:
+    made = plan("phi-3-mini", machine_named("RTX 3080"))
+    assert made.config.model.quantization == "nf4"
+    assert made.config.training.gradient_checkpointing is False
+    assert "16 GB are recommended" in next(choice.reason for choice in made.choices if choice.knob == "model.quantization")
+
+
+def test_older_gpus_take_float16_and_cpus_float32() -> None:
+    assert plan("gpt2", machine_named("T4")).config.model.dtype == "float16"
+    assert plan("gpt2", replace(CPU, bfloat16=False)).config.model.dtype == "float32"
+
+
+@pytest.mark.parametrize(("name", "gpu"), [("tinyllama", "RTX 3070"), ("mistral-7b", "RTX 3060"), ("llama-13b", "T4")])
+def test_what_small_gpus_are_promised_fits(name: str, gpu: str) -> None:
+    made = plan(name, machine_named(gpu))
+    assert made.fits and not made.edits
+
+
+def test_a_full_optimizer_shrinks_only_where_it_must() -> None:
+    assert plan("smollm2-135m", method="full").config.training.optimizer == "adamw"
+    tight = replace(CPU, free_memory=int(3.2e9))
+    assert plan("smollm2-135m", tight, method="full").config.training.optimizer == "adamw_8bit"
+
+
+def test_what_cannot_fit_is_refused_with_changes_that_do() -> None:
+    tight = replace(CPU, free_memory=int(4e9))
+    with pytest.raises(MachineError) as caught:
+        plan("tinyllama", tight, method="full")
+    error = caught.value
+    assert error.code == "MACHINE-020" and "weights 4.4 GB" in error.why
+    edits = error.fix.removeprefix("set ").split(", or ")
+    assert len(edits) == 3 and edits[0] == "method=lora"
+    for edit in edits:
+        values = {
+            key: json.loads(value) if value[0].isdigit() else value
+            for key, _, value in (one.partition("=") for one in edit.split(" and "))
+        }
+        values = {key: {"True": True, "null": None}.get(str(value), value) for key, value in values.items()}
+        config = RunConfig().with_values({"model.name": "tinyllama", "method": "full"} | values)
+        assert make_plan(config, tight, facts_by_name("tinyllama"), DATA).fits
+
+
+def test_force_makes_a_warning_of_it() -> None:
+    made = plan("tinyllama", replace(CPU, free_memory=int(4e9)), options={"force": True}, method="full")
+    assert not made.fits and made.edits
+    assert any("GB are free" in warning for warning in made.warnings)
+
+
+def test_a_machine_that_holds_nothing_is_told_plainly() -> None:
+    with pytest.raises(MachineError, match="needs about") as caught:
+        plan("llama-13b", replace(CPU, free_memory=10**9))
+    assert "smaller model" in caught.value.fix
+
+
+def test_a_disk_that_is_too_small_is_a_warning() -> None:
+    made = plan("gpt2", replace(CPU, free_disk=10**6))
+    assert any("lower training.save_total_limit" in warning for warning in made.warnings)
+    assert sum(made.disk.values()) > 10**6
+
+
+def test_unknown_layers_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no layer nothing"):
+        plan("gpt2", lora__target_modules=["nothing"])
+
+
+# --- time and cost -----------------------------------------------------------------------------------------
+
+
+def test_time_adds_up_and_grows_with_work() -> None:
+    short, long = plan("smollm2-135m", training__max_steps=10), plan("smollm2-135m", training__max_steps=100)
+    assert long.time["training"] == pytest.approx(10 * short.time["training"])
+    parts = ("start", "training", "evaluation", "saving")
+    assert short.time["total"] == pytest.approx(sum(short.time[part] for part in parts))
+    assert short.time["tokens_per_second"] == pytest.approx(16 * 234 / short.time["step_seconds"])
+
+
+def test_recomputing_and_full_fine_tuning_take_longer() -> None:
+    plain = plan("tinyllama", machine_named("A100-40"))
+    again = plan("tinyllama", machine_named("A100-40"), training__gradient_checkpointing=True)
+    full = plan("tinyllama", machine_named("A100-40"), method="full")
+    assert 1.2 < again.time["step_seconds"] / plain.time["step_seconds"] < 1.6
+    assert full.time["step_seconds"] > plain.time["step_seconds"]
+
+
+def test_cost_is_hours_times_price() -> None:
+    listed = plan("tinyllama", machine_named("T4"))
+    mine = plan("tinyllama", machine_named("T4"), options={"price": 2.0})
+    assert listed.cost is not None and mine.cost is not None
+    assert mine.cost["total"] == pytest.approx(2.0 * mine.time["total"] / 3600)
+    assert listed.cost["total"] == pytest.approx(listed.cost["price_per_hour"] * listed.cost["hours"])
+    assert plan("gpt2").cost is None
+
+
+def test_a_machine_of_unknown_speed_has_no_time() -> None:
+    made = plan("gpt2", replace(CPU, rates=None))
+    assert made.time == {} and made.cost is None
+
+
+def test_a_probe_replaces_the_estimates() -> None:
+    before = plan("smollm2-135m")
+    slow = Measured(step_seconds=100.0, step_tokens=2048, step_targets=2048, length=512, peak_memory=9 * 10**9)
+    after = plan("smollm2-135m", options={"measured": slow})
+    assert after.peak_memory == 9 * 10**9
+    assert after.time["step_seconds"] > 10 * before.time["step_seconds"]
+    assert "measured" in after.time["source"]
+    half = plan("smollm2-135m", options={"measured": replace(slow, step_seconds=50.0)})
+    assert after.time["step_seconds"] == pytest.approx(2 * half.time["step_seconds"])
+
+
+# --- proof -------------------------------------------------------------------------------------------------
+
+
+def test_predicted_against_measured() -> None:
+    made = plan("smollm2-135m")
+    told = compare(made.to_dict(), int(made.peak_memory / 1.1), 2 * made.time["tokens_per_second"])
+    assert told["peak_memory"]["error"] == pytest.approx(0.1)
+    assert told["tokens_per_second"]["error"] == pytest.approx(-0.5)
+    assert compare({}, 1, 1.0)["peak_memory"]["error"] is None
+
+
+def test_a_plan_is_plain_values() -> None:
+    made = plan("mistral-7b", machine_named("RTX 4090"))
+    tree = json.loads(json.dumps(made.to_dict()))
+    assert tree["peak_memory"] == sum(tree["memory"].values())
+
+
+@pytest.mark.parametrize(
+    ("name", "machine", "answer"),
+    [
+        ("gpt2", "cpu 16GB", "LoRA"),
+        ("mistral-7b", "A100-40", "LoRA"),
+        ("mistral-7b", "RTX 3060", "QLoRA"),
+        ("llama-13b", "RTX 4060", "no"),
+    ],
+)
+def test_what_fits_where(name: str, machine: str, answer: str) -> None:
+    assert fits(facts_by_name(name), machine_named(machine)) == answer
+
+
+def test_a_plan_by_name_takes_two_seconds_at_most() -> None:
+    code = (
+        "import sys; from llm_finetune_kit.config import RunConfig; from llm_finetune_kit.plan import DataFacts, make_plan;"
+        "from llm_finetune_kit.hardware import machine_named; from llm_finetune_kit.models.facts import facts_by_name;"
+        "make_plan(RunConfig(), machine_named('T4'), facts_by_name('mistral-7b'), DataFacts(100, 0, 20000, 15000, 512));"
+        "print('torch' in sys.modules)"
+    )
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        times.append(time.perf_counter() - started)
+        assert done.stdout.split() == ["False"]
+    assert min(times) < 2

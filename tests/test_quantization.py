@@ -1,0 +1,275 @@
+"""Models in 4 and 8 bits: what is packed, that products and gradients are right, and QLoRA from start to other tools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llm_finetune_kit.data.batches import Pass, evaluation_passes
+from llm_finetune_kit.data.masks import Tokens
+from llm_finetune_kit.errors import ConfigError, MachineError
+from llm_finetune_kit.folder import MANIFEST, write_json
+from llm_finetune_kit.models import quantization
+from llm_finetune_kit.models.adapters import add_lora
+from llm_finetune_kit.models.loading import DTYPES, load_base, train_all
+from llm_finetune_kit.models.locate import Located, demo_folder, locate
+from llm_finetune_kit.models.quantization import quantization_facts
+from llm_finetune_kit.models.tokenizer import load_tokenizer
+from llm_finetune_kit.opening import open_model
+from llm_finetune_kit.training import checkpoint
+from llm_finetune_kit.training.optimizer import make_optimizer
+from llm_finetune_kit.training.step import Objective, accumulate
+
+bitsandbytes = pytest.importorskip("bitsandbytes")
+
+WAYS = [("nf4", True), ("nf4", False), ("fp4", True), ("int8", False)]
+BITS = {"nf4": 0.25, "fp4": 0.35, "int8": 0.02}  # most relative error of a weight matrix
+TALL = torch.arange(3, 43)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    was = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(was)
+
+
+@pytest.fixture
+def gpt2(tmp_path: Path) -> Path:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    settings = {"vocab_size": 120, "n_positions": 64, "n_embd": 48, "n_layer": 2, "n_head": 4, "bos_token_id": 0}
+    GPT2LMHeadModel(GPT2Config(**settings, eos_token_id=1)).save_pretrained(tmp_path / "gpt2")
+    return tmp_path / "gpt2"
+
+
+def packed(model: Any) -> dict[str, Any]:
+    kinds = (bitsandbytes.nn.Linear4bit, bitsandbytes.nn.Linear8bitLt)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def logits(model: Any, ids: torch.Tensor = TALL) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(input_ids=ids[None] % model.config.vocab_size, use_cache=False).logits[0].float()
+    return found
+
+
+# --- what is packed ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(("kind", "double"), WAYS)
+def test_only_the_blocks_linear_layers_are_packed_and_all_else_keeps_its_dtype(
+    stories: Path, kind: str, double: bool, dtype: str
+) -> None:
+    model = load_base(locate(str(stories)), dtype, quantization=kind, double_quantization=double)
+    assert len(packed(model)) == 5 * 7
+    rest = [part for name, part in model.named_parameters() if "proj" not in name]
+    assert len(rest) == 1 + 2 * 5 + 1 and {part.dtype for part in rest} == {DTYPES[dtype]}, "embeddings, norms and head"
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert not any(part.requires_grad for part in model.parameters())
+    assert quantization_facts(model) == {
+        "type": kind,
+        "double_quantization": double,
+        "compute_dtype": dtype,
+        "library": f"bitsandbytes {bitsandbytes.__version__}",
+    }
+
+
+@pytest.mark.parametrize(("kind", "double"), WAYS)
+def test_unpacked_weights_are_near_the_true_ones(stories: Path, kind: str, double: bool) -> None:
+    from llm_finetune_kit.models.quantized_layers import plain_weight
+
+    true = dict(load_base(locate(str(stories)), "float32").named_modules())
+    model = load_base(locate(str(stories)), "float32", quantization=kind, double_quantization=double)
+    for name, layer in packed(model).items():
+        weight = plain_weight(layer, torch.float32)
+        wanted = true[name].weight
+        assert weight.shape == wanted.shape
+        assert (weight - wanted).norm() < BITS[kind] * wanted.norm(), name
+        assert torch.equal(plain_weight(layer, torch.bfloat16).float(), weight.bfloat16().float())
+
+
+@pytest.mark.parametrize(("kind", "double"), WAYS)
+def test_conv1d_of_gpt2_is_packed_the_right_way_round(gpt2: Path, kind: str, double: bool) -> None:
+    located = Located("gpt2", gpt2)
+    model = load_base(located, "float32", quantization=kind, double_quantization=double)
+    assert len(packed(model)) == 2 * 4
+    whole, small = logits(load_base(located, "float32")), logits(model)
+    assert (whole - small).norm() < 0.2 * whole.norm()
+
+
+# --- products and gradients --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_packed_layer_computes_what_its_unpacked_weight_does(stories: Path, kind: str, dtype: torch.dtype) -> None:
+    from llm_finetune_kit.models.quantized_layers import plain_weight
+
+    model = load_base(locate(str(stories)), str(dtype).removeprefix("torch."), quantization=kind)
+    for layer in list(packed(model).values())[:7]:
+        x = torch.randn(2, 5, layer.in_features, dtype=dtype, requires_grad=True)
+        y = layer(x)
+        slope = torch.randn_like(y)
+        (got,) = torch.autograd.grad(y, x, slope)
+        weight = plain_weight(layer, dtype)
+        (wanted,) = torch.autograd.grad(torch.nn.functional.linear(x, weight), x, slope)
+        assert torch.equal(y, torch.nn.functional.linear(x, weight))
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
+def test_training_is_the_same_after_an_evaluation(stories: Path, kind: str) -> None:
+    """bitsandbytes' own CPU layers pack their weights anew in evaluation and give no right gradient from then on."""
+    model = load_base(locate(str(stories)), "bfloat16", quantization=kind)
+
+    def gradient() -> torch.Tensor:
+        states = model.get_input_embeddings()(TALL[None]).detach().requires_grad_(True)
+        model.train()
+        model(inputs_embeds=states, use_cache=False).logits.float().square().mean().backward()
+        assert states.grad is not None
+        return states.grad
+
+    before = gradient()
+    model.eval()
+    evaluated = logits(model)
+    assert torch.equal(gradient(), before) and before.abs().max() > 0
+    model.train()
+    assert torch.equal(logits(model), evaluated), "training and evaluation see the same model"
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_document_comes_out_as_it_does_alone(stories: Path, kind: str) -> None:
+    model = load_base(locate(str(stories)), "float32", quantization=kind).eval()
+    alone = logits(model)
+    with torch.no_grad():
+        other = torch.full_like(TALL, 40)
+        both = model(input_ids=torch.stack([other, TALL]), use_cache=False).logits[1]
+    torch.testing.assert_close(both, alone, rtol=1e-4, atol=1e-4)
+
+
+# --- QLoRA -------------------------------------------------------------------------------------------------
+
+
+def two_documents() -> Pass:
+    ids = np.concatenate([np.arange(3, 43), np.arange(60, 100)]).astype(np.int32)
+    tokens = Tokens(ids, np.ones(80, dtype=bool), np.array([0, 40, 80]), np.zeros(2, dtype=np.int32))
+    return next(evaluation_passes(tokens, 128))
+
+
+Made = tuple[Any, Any, Any]
+
+
+@pytest.fixture
+def make() -> Callable[..., Made]:
+    def made(folder: Path, kind: str, dtype: str = "float32") -> Made:
+        base = load_base(locate(str(folder)), dtype, quantization=kind)
+        targets = ["q_proj", "v_proj", "up_proj", "down_proj"]
+        how = {"r": 4, "alpha": 8, "dropout": 0.0, "targets": targets, "base_name": str(folder), "seed": 1}
+        model = add_lora(base, **how)
+        model.train()
+        return model, Objective(model, DTYPES[dtype]), make_optimizer(model.named_parameters(), 0.0)
+
+    return made
+
+
+def train(made: Made, steps: int) -> list[float]:
+    model, objective, optimizer = made
+    losses = []
+    for _ in range(steps):
+        model.train()
+        losses.append(float(accumulate(objective, [two_documents()])))
+        for group in optimizer.param_groups:
+            group["lr"] = 0.02
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return losses
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
+@pytest.mark.parametrize("name", ["stories", "demo"])
+def test_qlora_learns_on_a_cpu(stories: Path, make: Callable[..., Made], name: str, kind: str, dtype: str) -> None:
+    made = make(stories if name == "stories" else demo_folder(), kind, dtype)
+    losses = train(made, 8)
+    assert losses[-1] < 0.8 * losses[0]
+    frozen = {part.dtype for part in made[0].parameters() if not part.requires_grad}
+    assert frozen <= {DTYPES[dtype], torch.uint8, torch.int8}, "nothing was widened to float32 in passing"
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_qlora_resumes_bit_for_bit(stories: Path, make: Callable[..., Made], kind: str, tmp_path: Path) -> None:
+    whole = make(stories, kind)
+    losses = train(whole, 4)
+    first = make(stories, kind)
+    begun = train(first, 2)
+    checkpoint.save(first[0], first[2], checkpoint.Progress(step=2), tmp_path)
+    second = make(stories, kind)
+    assert checkpoint.restore(second[0], second[2], tmp_path).step == 2
+    assert begun + train(second, 2) == losses
+    trained = [{name: part for name, part in made[0].named_parameters() if part.requires_grad} for made in (whole, second)]
+    assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_its_adapter_loads_in_plain_peft_on_the_whole_base_and_on_the_packed_one(
+    stories: Path, make: Callable[..., Made], tmp_path: Path, full: bool
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    made = make(stories, "nf4")
+    train(made, 3)
+    checkpoint.save_weights(made[0], tmp_path)
+    load_tokenizer(stories).save(tmp_path)
+    settings = None if full else quantization.loading_settings("nf4", True, torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(stories, dtype=torch.float32, quantization_config=settings)
+    there = logits(PeftModel.from_pretrained(base, tmp_path).train())  # in evaluation bitsandbytes rounds to bfloat16
+    here = logits(open_model(str(tmp_path), dtype="float32", quantization=None if full else "nf4").model)
+    torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_is_opened_on_a_base_as_it_was_trained_on(stories: Path, make: Callable[..., Made], tmp_path: Path) -> None:
+    made = make(stories, "fp4")
+    train(made, 2)
+    checkpoint.save_weights(made[0], tmp_path)
+    load_tokenizer(stories).save(tmp_path)
+    write_json(tmp_path / MANIFEST, {"base_model": str(stories), "quantization": quantization_facts(made[0]), "files": {}})
+    opened = open_model(str(tmp_path), dtype="float32")
+    assert quantization_facts(opened.model)["type"] == "fp4"
+    torch.testing.assert_close(logits(opened.model), logits(made[0].eval()), rtol=1e-4, atol=1e-4)
+    assert quantization_facts(open_model(str(tmp_path), dtype="float32", quantization=None).model) == {}
+    assert quantization_facts(open_model(str(tmp_path), dtype="float32", quantization="int8").model)["type"] == "int8"
+    assert quantization_facts(open_model(str(stories), dtype="float32").model) == {}
+
+
+# --- refusals ----------------------------------------------------------------------------------------------
+
+
+def test_without_bitsandbytes_the_exact_command_is_told(stories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
+    with pytest.raises(MachineError) as caught:
+        load_base(locate(str(stories)), "float32", quantization="nf4")
+    assert caught.value.fix == "pip install 'llm-finetune-kit[quantization]'"
+    load_base(locate(str(stories)), "float32")
+
+
+def test_a_packed_model_cannot_be_trained_in_full(stories: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be trained in full"):
+        train_all(load_base(locate(str(stories)), "float32", quantization="nf4"))
+
+
+def test_transformers_reads_files_as_before_after_a_model_was_packed(stories: Path) -> None:
+    from transformers import modeling_utils
+
+    before = modeling_utils.safe_open
+    load_base(locate(str(stories)), "float32", quantization="nf4")
+    assert modeling_utils.safe_open is before
