@@ -292,10 +292,12 @@ def probed(case: Case, model: Path) -> dict[str, Any]:
     return {"before": material.plan.time.get("tokens_per_second", 0.0), "after": after.time["tokens_per_second"]}
 
 
-def compare_times(place: Path) -> None:
+def compare_times(wanted: list[str], place: Path) -> None:
     print("| run | planned from rates, tokens/s | planned after a probe | measured | error after the probe |")
     print("|---|---|---|---|---|")
     for case in TIMED:
+        if not all(word in case.name.split() for word in wanted):
+            continue
         if not (place / case.model / "tokenizer.json").is_file():
             write_model(case.model, place / case.model)
         planned, was = (in_child(case, place, what) for what in ("probe", "child"))
@@ -391,7 +393,7 @@ def main() -> None:
         work = child if asked.what == "child" else probed
         print(json.dumps(work(case, asked.models / case.model)))
     elif asked.what == "time":
-        compare_times(asked.models)
+        compare_times(asked.only, asked.models)
     elif asked.what == "run":
         run_cases(asked.out, asked.only, asked.models)
     else:
