@@ -54,7 +54,7 @@ def _said(error: Exception) -> str:
     return " ".join(line.strip() for line in str(error).strip().splitlines()[:2])[:200]
 
 
-def _built_facts(folder: Path, name: str, trusted: bool) -> ModelFacts:
+def _built_facts(folder: Path, name: str, trusted: bool = False) -> ModelFacts:
     """Facts about any causal model, by building it without memory (torch's meta device)."""
     import torch
     from transformers import AutoModelForCausalLM
