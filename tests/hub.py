@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from urllib.parse import unquote
+
+from loopback import LocalHub, QuietHandler
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @dataclass
-class Hub:
+class Hub(LocalHub):
     """Models by hub id, each a folder; ids in `gated` show their file list but not their files, as on the real hub."""
 
     models: dict[str, Path]
@@ -24,45 +22,14 @@ class Hub:
     asked: list[str] = field(default_factory=list)
     url: str = ""
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """What a child process needs to take this hub for the real one."""
-        return {"HF_ENDPOINT": self.url, "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    def handler(self) -> type[QuietHandler]:
+        return _Handler
 
 
-@contextmanager
-def serving(hub: Hub) -> Iterator[Hub]:
-    """The hub answers at `hub.url` until the block ends; then nobody answers there."""
-
-    class Handler(_Handler):
-        served = hub
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     served: Hub
-    protocol_version = "HTTP/1.1"
 
-    def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def _answer(self, *, body: bool) -> None:
+    def _send(self, *, body: bool) -> None:
         path = unquote(self.path.partition("?")[0])
         self.served.asked.append(f"{self.command} {path}")
         parts = path.strip("/").split("/")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 from urllib.parse import unquote
+
+from loopback import LocalHub, QuietHandler
 
 COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
 OTHER_COMMIT = "fedcba9876543210fedcba9876543210fedcba98"
@@ -20,7 +18,7 @@ Answer = tuple[int, dict[str, str], bytes]
 
 
 @dataclass
-class DataHub:
+class DataHub(LocalHub):
     """Datasets by hub id, each a folder; `converted` are the folders of the branch with Parquet copies."""
 
     datasets: dict[str, Path]
@@ -29,10 +27,8 @@ class DataHub:
     asked: list[str] = field(default_factory=list)
     url: str = ""
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """What a child process needs to take this hub for the real one."""
-        return {"HF_ENDPOINT": self.url, "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    def handler(self) -> type[QuietHandler]:
+        return _Handler
 
     def folder(self, hub_id: str, revision: str) -> tuple[Path | None, str]:
         if revision in (OTHER_COMMIT, "refs/convert/parquet"):
@@ -40,40 +36,11 @@ class DataHub:
         return (self.datasets.get(hub_id) if revision in ("main", COMMIT) else None), COMMIT
 
 
-@contextmanager
-def serving(hub: DataHub) -> Iterator[DataHub]:
-    """The hub answers at `hub.url` until the block ends; then nobody answers there."""
-
-    class Handler(_Handler):
-        served = hub
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(QuietHandler):
     served: DataHub
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self._send(body=True)
-
-    def do_HEAD(self) -> None:
-        self._send(body=False)
 
     def do_POST(self) -> None:
         self._send(body=True)
-
-    def log_message(self, *_: object) -> None:
-        pass
 
     def _send(self, *, body: bool) -> None:
         sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))

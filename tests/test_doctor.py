@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from faces import start
-from hub import Hub, serving
+from hub import Hub
 from llm_finetune_kit.doctor import Check, examine, machine, places, software
+from loopback import serving
 
 EXAMINE = """\
 import json, sys

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from faces import ROOT, Done, finetune, start
-from hub import COMMIT, Hub, one_layer, serving
+from hub import COMMIT, Hub, one_layer
 from llm_finetune_kit.cli import main
 from llm_finetune_kit.events import Stepped
 from llm_finetune_kit.folder import RunFolder
+from loopback import serving
 
 TINYLLAMA = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
 GATED = "meta-llama/Llama-3.2-1B-Instruct"

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hub_data import COMMIT, DataHub, serving
+from hub_data import COMMIT, DataHub
+from loopback import serving
 
 DIALOG = "li2017dailydialog/daily_dialog"
 ASK = """

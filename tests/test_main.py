@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from faces import ROOT, Done, start
-from hub import Hub, one_layer, serving
+from hub import Hub, one_layer
 from llm_finetune_kit.models.locate import demo_folder
+from loopback import serving
 from test_settings import R0_VALUES
 
 Run = Callable[..., Done]

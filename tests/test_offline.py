@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from faces import ROOT, Done, finetune, start
-from hub import Hub, one_layer, serving
+from hub import Hub, one_layer
+from loopback import serving
 
 TINYLLAMA = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
 FOUND = "from llm_finetune_kit.models.locate import locate; print(locate('tinyllama').folder)"

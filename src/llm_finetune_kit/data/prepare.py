@@ -103,19 +103,10 @@ def _understood(spec: Any, settings: DataSection, seed: int) -> Read:
     if later:
         said = "1 row repeats an earlier one" if len(later) == 1 else f"{len(later):,} rows repeat an earlier one"
         warnings.append(f"{source.name}: {said} word for word ({source.spots(later)})")
-    report = {
-        "name": source.name,
-        "fingerprint": source.fingerprint,
-        "format": detected.format.name,
-        "why_format": detected.why,
-        "rows": len(source.rows),
-        "examples": len(formatted.examples),
+    dropped = [*source.broken.items(), *((source.place(row), reason) for row, reason in formatted.dropped)]
+    report = _report(source, detected.format.name, detected.why, len(formatted.examples)) | {
         "repeated": len(later),
-        "licence": source.licence,
-        "dropped": [
-            *({"place": place, "reason": reason} for place, reason in source.broken.items()),
-            *({"place": source.place(row), "reason": reason} for row, reason in formatted.dropped),
-        ],
+        "dropped": [{"place": place, "reason": reason} for place, reason in dropped],
         "notes": [note for note in source.notes if note not in limits],
         "warnings": warnings,
     }
@@ -131,20 +122,25 @@ def broken_in_words(source: Source) -> list[str]:
 
 
 def _tokenized_already(spec: Any, source: Source) -> Read:
-    report = {
+    report = _report(source, "tokens", "found input_ids", len(source.rows))
+    return Read(spec, source.name, source.fingerprint, source, None, report, ready_tokens(source))
+
+
+def _report(source: Source, format_name: str, why: str, examples: int) -> dict[str, Any]:
+    """What is known of every data set; nothing repeated, dropped or warned of yet."""
+    return {
         "name": source.name,
         "fingerprint": source.fingerprint,
-        "format": "tokens",
-        "why_format": "found input_ids",
+        "format": format_name,
+        "why_format": why,
         "rows": len(source.rows),
-        "examples": len(source.rows),
+        "examples": examples,
         "repeated": 0,
         "licence": source.licence,
         "dropped": [],
         "notes": source.notes,
         "warnings": [],
     }
-    return Read(spec, source.name, source.fingerprint, source, None, report, ready_tokens(source))
 
 
 def _reading(settings: DataSection) -> dict[str, Any]:

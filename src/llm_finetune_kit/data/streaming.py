@@ -51,7 +51,6 @@ class Survey:
     copies: int = 0  # examples left out because a held-out one says the same
     dropped: list[dict[str, str]] = field(default_factory=list)
     dropped_count: int = 0
-    warnings: list[str] = field(default_factory=list)
 
     @property
     def counts(self) -> np.ndarray:
@@ -308,7 +307,7 @@ def report(path: str, found: Survey) -> dict[str, Any]:
 
 
 def _warnings(found: Survey) -> list[str]:
-    said = list(found.warnings)
+    said = []
     if found.dropped_count:
         first = f"; the first: {found.dropped[0]['place']}, {found.dropped[0]['reason']}" if found.dropped else ""
         said.append(f"{found.dropped_count:,} rows are left out{first}")
