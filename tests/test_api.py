@@ -27,7 +27,8 @@ from llm_finetune_kit import (
     run,
 )
 from llm_finetune_kit.events import Evaluated, Event, Finished, Sampled, Stepped
-from llm_finetune_kit.folder import RunFolder, find_run
+from llm_finetune_kit.folder import RunFolder
+from llm_finetune_kit.runs import find_run
 
 ROWS = [{"prompt": f"What is {number} plus one?", "response": f"It is {number + 1}."} for number in range(12)]
 

@@ -18,13 +18,13 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # DESIGN.md section 3. A folder's name stands for all its files.
 FLOORS = {
     0: {"errors", "events"},
-    1: {"config", "catalog", "folder", "gpus", "logs", "plain_yaml"},
+    1: {"config", "catalog", "files", "folder", "gpus", "interrupts", "logs", "plain_yaml", "runs"},
     2: {"settings", "plan"},
     3: {"hardware", "models", "data"},
-    4: {"material", "checking", "doctor", "planning", "probe", "training", "generation", "opening"}
+    4: {"material", "beginning", "checking", "doctor", "planning", "probe", "training", "generation", "opening"}
     | {"evaluation", "report", "export", "serving"},
     5: {"run"},
-    6: {"api", "arguments", "classic", "cli", "cli_data", "terminal", "ui", "__init__", "__main__"},
+    6: {"api", "arguments", "classic", "cli", "cli_data", "cli_runs", "terminal", "ui", "__init__", "__main__"},
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 SHARE_A_FLOOR = {4, 6}  # work stands on work and faces on faces, without circles; elsewhere only inside a sub-package

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from faces import finetune, start
 from llm_finetune_kit.errors import ModelError
-from llm_finetune_kit.folder import MANIFEST, commit
+from llm_finetune_kit.files import MANIFEST, commit
 from llm_finetune_kit.models.loading import load_base, train_all
 from llm_finetune_kit.models.locate import locate
 from llm_finetune_kit.models.safety import check_adapter_files, check_folder, check_vocabulary, read_header
@@ -355,7 +355,7 @@ def test_fault_054_tied_weights_stay_tied_and_equal_through_saving_and_loading(s
     model = train_all(load_base(locate(str(shared / "models" / name)), "float32"))
     with torch.no_grad():
         model.get_input_embeddings().weight.add_(0.25)
-    checkpoint.save_weights(model, tmp_path)
+    checkpoint.weights_writer(model)(tmp_path)
     again = load_base(locate(str(tmp_path)), "float32")
     assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
     here, there = (dict(one.named_parameters(remove_duplicate=False)) for one in (model, again))

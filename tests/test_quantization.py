@@ -13,7 +13,7 @@ import torch
 from llm_finetune_kit.data.batches import Pass, evaluation_passes
 from llm_finetune_kit.data.masks import Tokens
 from llm_finetune_kit.errors import ConfigError, MachineError
-from llm_finetune_kit.folder import MANIFEST, write_json
+from llm_finetune_kit.files import MANIFEST, write_json
 from llm_finetune_kit.models import quantization
 from llm_finetune_kit.models.adapters import add_lora
 from llm_finetune_kit.models.loading import DTYPES, load_base, train_all
@@ -211,7 +211,7 @@ def test_qlora_resumes_bit_for_bit(stories: Path, make: Callable[..., Made], kin
     losses = train(whole, 4)
     first = make(stories, kind)
     begun = train(first, 2)
-    checkpoint.save(first[0], first[2], checkpoint.Progress(step=2), tmp_path)
+    checkpoint.take(first[0], first[2], checkpoint.Progress(step=2)).write(tmp_path)
     second = make(stories, kind)
     assert checkpoint.restore(second[0], second[2], tmp_path).step == 2
     assert begun + train(second, 2) == losses
@@ -228,7 +228,7 @@ def test_its_adapter_loads_in_plain_peft_on_the_whole_base_and_on_the_packed_one
 
     made = make(stories, "nf4")
     train(made, 3)
-    checkpoint.save_weights(made[0], tmp_path)
+    checkpoint.weights_writer(made[0])(tmp_path)
     load_tokenizer(stories).save(tmp_path)
     settings = None if full else quantization.loading_settings("nf4", True, torch.float32)
     base = AutoModelForCausalLM.from_pretrained(stories, dtype=torch.float32, quantization_config=settings)
@@ -240,7 +240,7 @@ def test_its_adapter_loads_in_plain_peft_on_the_whole_base_and_on_the_packed_one
 def test_an_adapter_is_opened_on_a_base_as_it_was_trained_on(stories: Path, make: Callable[..., Made], tmp_path: Path) -> None:
     made = make(stories, "fp4")
     train(made, 2)
-    checkpoint.save_weights(made[0], tmp_path)
+    checkpoint.weights_writer(made[0])(tmp_path)
     load_tokenizer(stories).save(tmp_path)
     write_json(tmp_path / MANIFEST, {"base_model": str(stories), "quantization": quantization_facts(made[0]), "files": {}})
     opened = open_model(str(tmp_path), dtype="float32")

@@ -28,7 +28,8 @@ from llm_finetune_kit.events import (
     Stepped,
     Warned,
 )
-from llm_finetune_kit.folder import RunFolder, write_json, write_whole
+from llm_finetune_kit.files import write_json, write_whole
+from llm_finetune_kit.folder import RunFolder
 from llm_finetune_kit.report import words
 from llm_finetune_kit.report.card import model_card
 from llm_finetune_kit.report.curve import ticks

@@ -25,7 +25,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from llm_finetune_kit.config import RunConfig
 from llm_finetune_kit.errors import BusyError, DataError, KitError, ModelError, TrainingError, UsageError
 from llm_finetune_kit.events import Evaluated, Event, Failed, Finished, Resumed, Sampled, Saved, Stepped, Warned
-from llm_finetune_kit.folder import MANIFEST, RunFolder, fault
+from llm_finetune_kit.files import MANIFEST
+from llm_finetune_kit.files import damage as fault
+from llm_finetune_kit.folder import RunFolder
 from llm_finetune_kit.run import resume, run
 
 STEPS, SAVE_EVERY = 12, 3
@@ -532,7 +534,7 @@ def test_fault_073_a_loss_that_is_not_finite_stops_before_the_weights_move(
     assert error.exit_code == 6
     assert "nan" in error.problem
     assert f"step {steps[-1] + 1}" in error.problem
-    assert "21" in error.where.removeprefix("rows ").split(", ")
+    assert error.where == f"{tmp_path / 'rows.jsonl'} line 21"
     assert [event.code for event in heard if isinstance(event, Failed)] == [error.code]
     assert all(torch.isfinite(torch.tensor(event.loss)) for event in heard if isinstance(event, Stepped))
     newest = folder.checkpoints()[0]

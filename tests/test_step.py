@@ -24,7 +24,7 @@ from llm_finetune_kit.models.attention import NAME, register
 from llm_finetune_kit.models.loading import load_base, train_all
 from llm_finetune_kit.models.locate import Located
 from llm_finetune_kit.training import step
-from llm_finetune_kit.training.checkpoint import Progress, restore_weights, save_weights
+from llm_finetune_kit.training.checkpoint import Progress, restore_weights, weights_writer
 from llm_finetune_kit.training.loop import Schedule, fit
 from llm_finetune_kit.training.optimizer import learning_rates, make_optimizer
 from llm_finetune_kit.training.recompute import recompute_blocks
@@ -533,7 +533,7 @@ def test_training_learns_rows_by_heart() -> None:
 @pytest.mark.parametrize("tied", [False, True])
 def test_weights_come_back_bit_for_bit(family: str, tied: bool, tmp_path: Path) -> None:
     model = tied_model(family) if tied else tiny(family)
-    save_weights(model, tmp_path)
+    weights_writer(model)(tmp_path)
     other = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in other.parameters():
@@ -544,11 +544,11 @@ def test_weights_come_back_bit_for_bit(family: str, tied: bool, tmp_path: Path) 
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
-    save_weights(tiny("llama"), tmp_path)
+    weights_writer(tiny("llama"))(tmp_path)
     with pytest.raises(ModelError, match="does not fit"):
         restore_weights(tiny("gpt2"), tmp_path)
     adapter = tmp_path / "adapter"
     adapter.mkdir()
-    save_weights(with_lora(tiny("llama")), adapter)
+    weights_writer(with_lora(tiny("llama")))(adapter)
     with pytest.raises(ModelError, match="does not fit"):
         restore_weights(with_lora(tiny("gpt2")), adapter)

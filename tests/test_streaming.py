@@ -168,7 +168,7 @@ def test_a_streamed_run_resumes_at_the_right_row(tmp_path: Path) -> None:
 
     with pytest.raises((KeyboardInterrupt, Interrupted)):
         run(changed(RunConfig(), asked | {"output.output_dir": str(tmp_path / "halves")}), stop_at_5)
-    from llm_finetune_kit.folder import find_run
+    from llm_finetune_kit.runs import find_run
 
     resume(find_run(None, tmp_path / "halves"), told["halves"].append)
     losses = {

@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "fine-tune a model (the default command)",
     "demo": "fine-tune the embedded small model: no network, no GPU, under a minute",
     "resume": "go on with a run that was stopped",
+    "runs": "list all runs and how they stand; show one, or remove it",
     "plan": "show what a run would do and need, without starting it",
     "models": "list the models that have a short name, and what fits here",
     "doctor": "find what is wrong with this machine, and how to mend it",
@@ -130,10 +131,6 @@ def _parser(command: str) -> Parser:
     parser = Parser(prog=f"finetune {command}", description=COMMANDS[command], allow_abbrev=False)
     if command in ("train", "plan", "demo"):
         _config_arguments(parser, command)
-    if command == "resume":
-        parser.add_argument("run", nargs="?", help="the run's folder or name (default: the newest unfinished run)")
-        parser.add_argument("--output-dir", default="outputs", help="folder that holds the runs")
-        parser.add_argument("--max-steps", type=int, help="go on to this many steps instead")
     if command in ("generate", "eval"):
         parser.add_argument("model", nargs="?", help="a model name, a run, a folder, or outputs/final")
         parser.add_argument("--model", "--model-path", dest="model_flag", help="the same as a flag")
@@ -191,6 +188,10 @@ def _dispatch(words: list[str]) -> int:
         from llm_finetune_kit.cli_data import data_command
 
         return data_command(words[1:])
+    if command in ("resume", "runs"):
+        from llm_finetune_kit import cli_runs
+
+        return (cli_runs.resume_command if command == "resume" else cli_runs.runs_command)(words[1:])
     asked = _parser(command).parse_all(words[1:])
     handler: Callable[[argparse.Namespace], int] = globals()[f"_{command}"]
     return handler(asked)
@@ -233,21 +234,6 @@ def _demo(asked: argparse.Namespace) -> int:
     from llm_finetune_kit.config import demo_values
 
     return start(asked_config(asked, demo_values()))
-
-
-def _resume(asked: argparse.Namespace) -> int:
-    from llm_finetune_kit.folder import find_run
-
-    folder = find_run(asked.run, Path(asked.output_dir))
-    if folder.finished and asked.max_steps is None:
-        print(f"{folder.path} is finished at step {folder.step}; to train longer, name more: --max-steps N")
-        return 0
-    from llm_finetune_kit.run import resume
-    from llm_finetune_kit.terminal import Terminal
-
-    with Terminal(goes_on=True) as terminal:
-        resume(folder, terminal, max_steps=asked.max_steps)
-    return 0
 
 
 def _plan(asked: argparse.Namespace) -> int:
@@ -320,8 +306,8 @@ def _which_model(asked: argparse.Namespace) -> str:
 
 def checked_model(name: str) -> str:
     """The name of a model, a run or a folder; one that cannot be is told before torch is imported."""
-    from llm_finetune_kit.folder import find_result
     from llm_finetune_kit.models.locate import check_name
+    from llm_finetune_kit.runs import find_result
 
     found = find_result(name)
     if not found.is_dir():

@@ -194,7 +194,7 @@ def _day(seconds: float) -> str:
 
 
 def _write_page(out: str, html: str) -> None:
-    from llm_finetune_kit.folder import write_whole
+    from llm_finetune_kit.files import write_whole
 
     write_whole(Path(out), html)
     print(f"written: {out}", file=sys.stderr)

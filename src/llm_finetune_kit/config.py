@@ -145,6 +145,10 @@ class TrainingSection(Section):
     eval_steps: int | None = Field(None, ge=1, description="Optimizer steps between evaluations.")
     logging_steps: int = Field(1, ge=1, description="Optimizer steps between lines of the log.")
     save_total_limit: int = Field(3, ge=1, description="Checkpoints kept, the best one always among them.")
+    on_disk_full: Literal["pause", "stop"] | None = Field(
+        None,
+        description="When a checkpoint cannot be written: wait with the state in memory (default at a terminal), or stop.",
+    )
     early_stopping_patience: int | None = Field(
         None, ge=1, description="Stop after this many evaluations without improvement, and keep the best."
     )

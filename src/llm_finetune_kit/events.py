@@ -79,12 +79,16 @@ class Sampled(Event):
 
 @dataclass(frozen=True)
 class Saved(Event):
-    """A folder was committed: complete, verified, named relative to the run folder."""
+    """A folder was committed: complete, verified, named relative to the run folder.
+
+    Writing took `seconds`, most of them beside the training, which stood still for `held_up` seconds.
+    """
 
     step: int
     folder: str
     size_bytes: int
     seconds: float
+    held_up: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -39,6 +39,7 @@ class Machine:
     why_bfloat16: str
     rates: Rates | None = None  # of matrix products; None where nothing is known
     price: float | None = None  # dollars an hour
+    attended: bool = False  # somebody sits at a terminal
 
     @property
     def device(self) -> str:
@@ -48,12 +49,14 @@ class Machine:
 def this_machine(folder: Path = Path(".")) -> Machine:
     """The machine this process runs on; `folder` is where output will go. Without a sign of a GPU torch is not imported."""
     disk = shutil.disk_usage(_existing(folder)).free
+    attended = bool(sys.stdin and sys.stdin.isatty() and sys.stderr and sys.stderr.isatty())
     found = _accelerator(disk) if _may_have_gpu() else None
     if found is not None:
-        return found
+        return replace(found, attended=attended)
     total, free = _memory()
     flag, why = _cpu_bfloat16()
-    return Machine("cpu", _cpu_name(), usable_cores(), total, free, disk, bool(flag), why, _cpu_rates(flag))
+    rates = _cpu_rates(flag)
+    return Machine("cpu", _cpu_name(), usable_cores(), total, free, disk, bool(flag), why, rates, attended=attended)
 
 
 def machine_named(name: str) -> Machine:

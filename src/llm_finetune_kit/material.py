@@ -44,6 +44,7 @@ class Material:
     warnings: list[str]
     model: Any  # models.facts.ModelFacts
     facts: DataFacts
+    place: Callable[[int], str]  # of a training row: its file and line
 
 
 @dataclass
@@ -115,7 +116,7 @@ def prepare_run(
     for warning in warnings:
         listen(Warned(warning))
     shown = sample if held_out is None else held_out
-    return Material(chat, located, train, held_out, shown, sets.report | learned, plan, warnings, model, facts)
+    return Material(chat, located, train, held_out, shown, sets.report | learned, plan, warnings, model, facts, sets.train_place)
 
 
 # --- reading -----------------------------------------------------------------------------------------------

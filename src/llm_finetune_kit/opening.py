@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetune_kit.errors import ModelError
-from llm_finetune_kit.folder import MANIFEST, find_result, read_json
+from llm_finetune_kit.files import MANIFEST, read_json
 from llm_finetune_kit.models.adapters import base_of_adapter, load_adapter
 from llm_finetune_kit.models.loading import DTYPES, load_base
 from llm_finetune_kit.models.locate import Located, locate
 from llm_finetune_kit.models.tokenizer import ChatTokenizer, load_tokenizer
+from llm_finetune_kit.runs import find_result
 from llm_finetune_kit.training.step import Objective
 
 AS_TRAINED = "as trained"

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import platform
-import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llm_finetune_kit import beginning
 from llm_finetune_kit.config import RunConfig
-from llm_finetune_kit.data.cache import file_fingerprint
 from llm_finetune_kit.doctor import places, software
-from llm_finetune_kit.errors import DataError, Interrupted, KitError, ModelError, TrainingError, UsageError
+from llm_finetune_kit.errors import Interrupted, KitError, ModelError, TrainingError
 from llm_finetune_kit.events import (
     Event,
     Failed,
@@ -28,16 +25,14 @@ from llm_finetune_kit.events import (
     Warned,
     ignore,
 )
-from llm_finetune_kit.folder import RunFolder, read_json, write_json, write_whole
+from llm_finetune_kit.files import damage, read_json, write_json
+from llm_finetune_kit.folder import RunFolder
 from llm_finetune_kit.hardware import versions
+from llm_finetune_kit.interrupts import Interrupts, StopAsked, interruptible
 from llm_finetune_kit.logs import debug_log
 from llm_finetune_kit.material import Material, prepare_run
-from llm_finetune_kit.plain_yaml import dump_yaml
 from llm_finetune_kit.plan import compare
-from llm_finetune_kit.settings import changed
 
-RESOLVED = "resolved.json"
-ROWS = {"train_file": "train_rows.jsonl", "eval_file": "eval_rows.jsonl"}
 MOST_SAMPLES = 3
 
 
@@ -54,8 +49,8 @@ class Result:
 def run(config: RunConfig, listen: Listen = ignore, *, loaded: Any = None, force: bool = False) -> Result:
     """Train as the config asks; `listen` hears every event. `loaded` is the base model if it is in memory already.
 
-    With `force` a run starts that the plan says cannot fit into memory. Raises KitError for what the user can fix.
-    Nothing is written before the data and the plan are sound.
+    With `force` a run starts that the plan says cannot fit. Raises KitError for what the user can fix, and Interrupted
+    after a signal. Nothing is written before the data and the plan are sound.
     """
     told: list[Event] = []
 
@@ -65,137 +60,102 @@ def run(config: RunConfig, listen: Listen = ignore, *, loaded: Any = None, force
 
     software.check_versions()
     places.check_file_system(Path(config.output.output_dir))
-    material = prepare_run(config, note, force=force)
-    folder = RunFolder.create(Path(config.output.output_dir), str(material.plan.config.output.run_name))
-    with folder.locked():
-        for event in told:
-            folder.record(event)
-        _write_start(folder, config, material)
-        return _train(folder, material, listen, loaded)
+    with _signals("nothing was written yet", "start it again") as heard:
+        material = prepare_run(config, note, force=force)
+        folder = RunFolder.create(Path(config.output.output_dir), str(material.plan.config.output.run_name))
+        with folder.locked():
+            for event in told:
+                folder.record(event)
+            beginning.write_beginning(folder, config, material)
+            return _train(folder, material, listen, heard, loaded)
 
 
-def resume(folder: RunFolder, listen: Listen = ignore, *, max_steps: int | None = None) -> Result:
+def resume(
+    folder: RunFolder,
+    listen: Listen = ignore,
+    *,
+    max_steps: int | None = None,
+    changes: Sequence[str] = (),
+    allow_change: bool = False,
+) -> Result:
     """Go on with a run from its newest sound checkpoint, to the same end as if it had never stopped.
 
-    Raises UsageError for a run that is finished and DataError if the data changed.
+    `changes` (`section.key=value`) may say how it is computed and kept, and with `allow_change` how it learns from here
+    on. Raises UsageError for a run that is finished, ConfigError for changes that would make another run of it, and
+    DataError or ModelError where data or model are no longer what they were.
     """
-    try:
-        resolved = read_json(folder.path / RESOLVED)
-    except FileNotFoundError:
-        raise UsageError(6, "the run stopped before training began", where=str(folder.path), fix="start it again") from None
-    config = RunConfig.model_validate(resolved["config"]).with_values(_stored_rows(folder))
-    if folder.finished and (max_steps is None or max_steps <= folder.step):
-        fix = f"to train longer: finetune resume RUN --max-steps N, with N above {folder.step}"
-        raise UsageError(4, "the run is finished", where=str(folder.path), fix=fix)
-    if max_steps is not None:
-        config = changed(config, {"training.max_steps": max_steps})
-    with folder.locked():
-        for name, was in resolved["data_files"].items():
-            _must_be(was, file_fingerprint(Path(name)) if Path(name).is_file() else None, name)
+    config = beginning.config_to_go_on(folder, max_steps, changes, allow_change, listen)
+    with _signals("the run is as it was", f"go on with: finetune resume {folder.path}") as heard, folder.locked():
+        beginning.check_files(folder)
         material = prepare_run(config, listen, force=True)  # it started once, and was told then
-        for name, was in resolved["data_fingerprints"].items():
-            _must_be(was, material.report[name]["fingerprint"], str(material.report[name]["name"]))
-        if max_steps is not None:  # where it is to end now, for a resume after this one
-            resolved["config"]["training"]["max_steps"] = max_steps
-            write_json(folder.path / RESOLVED, resolved)
-        return _train(folder, material, listen)
+        beginning.check_material(folder, material, listen)
+        if max_steps is not None or changes:
+            beginning.remember(folder, config)
+        return _train(folder, material, listen, heard)
 
 
-def _must_be(was: str, now: str | None, name: str) -> None:
-    """Raises DataError if a data set is not what it was when the run began."""
-    if now is None:
-        raise DataError(50, "is no longer there", where=name, fix="put the file back, or start a new run")
-    if was != now:
-        why = f"its SHA-256 was {was[:12]}… and is {now[:12]}…"
-        raise DataError(
-            50, "has changed since the run began", where=name, why=why, fix="put the old file back, or start a new run"
-        )
+@contextmanager
+def _signals(state: str, fix: str) -> Iterator[Interrupts]:
+    """Signals are heard, and raise Interrupted where nothing better is known about the run."""
+    with interruptible() as heard:
+        try:
+            yield heard
+        except StopAsked as stop:
+            raise Interrupted(stop.number, f"stopped; {state}", fix=fix) from None
 
 
-def _data_files(report: dict[str, Any]) -> dict[str, str]:
-    """Every single file that the run reads, with the SHA-256 of its bytes."""
-    parts = [part for whole in report.values() for part in (whole, *whole.get("parts", ()))]
-    return {part["name"]: part["fingerprint"] for part in parts if "name" in part and Path(part["name"]).is_file()}
-
-
-def _keep_rows(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
-    """Rows that were given as a Python list go into a file of the run; the config then names none."""
-    emptied: dict[str, Any] = {}
-    for knob, name in ROWS.items():
-        rows = getattr(config.data, knob)
-        if isinstance(rows, list):
-            write_whole(folder.path / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-            emptied[f"data.{knob}"] = None
-    return emptied
-
-
-def _stored_rows(folder: RunFolder) -> dict[str, Any]:
-    return {
-        f"data.{knob}": [json.loads(line) for line in (folder.path / name).read_text(encoding="utf-8").split("\n") if line]
-        for knob, name in ROWS.items()
-        if (folder.path / name).is_file()
-    }
-
-
-def _write_start(folder: RunFolder, config: RunConfig, material: Material) -> None:
-    """What was asked, what was decided and what the data is like."""
-    emptied = _keep_rows(folder, config)
-    config, decided = config.with_values(emptied), material.plan.config.with_values(emptied)
-    write_whole(folder.path / "config.yaml", dump_yaml(config.asked()))
-    write_json(folder.path / "plan.json", material.plan.to_dict() | {"config": decided.model_dump(mode="json")})
-    write_json(folder.path / "data_report.json", material.report)
-    write_json(
-        folder.path / RESOLVED,
-        {
-            "config": decided.model_dump(mode="json"),
-            "choices": [vars(choice) for choice in material.plan.choices],
-            "data_fingerprints": {name: part["fingerprint"] for name, part in material.report.items() if "fingerprint" in part},
-            "data_files": _data_files(material.report),
-            "base_model": material.located.name,
-            "versions": versions(),
-            "machine": {"system": platform.platform(), "device": material.plan.device},
-        },
-    )
-
-
-def _train(folder: RunFolder, material: Material, listen: Listen, loaded: Any = None) -> Result:
-    def say(event: Event) -> None:
-        folder.record(event)
-        listen(event)
-
+def _train(folder: RunFolder, material: Material, listen: Listen, heard: Interrupts, loaded: Any = None) -> Result:
+    said = _Said(folder, listen)
     listen(Stage("run", str(folder.path)))  # told, not stored: nothing in a run folder says where the folder is
     with debug_log(folder.path, str(versions())) as log:
         try:
-            return _train_to_the_end(folder, material, say, loaded)
+            try:
+                return _train_to_the_end(folder, material, said, heard, loaded)
+            except StopAsked as stop:
+                whole = folder.checkpoints()
+                state = f"stopped at once; {whole[0].name} was saved last" if whole else "stopped before the first step"
+                raise Interrupted(stop.number, state, fix=f"go on with: finetune resume {folder.path}") from None
         except KitError as error:
             log.warning("stopped by %s", error.code, exc_info=True)
             resume_command = f"finetune resume {folder.path.name}" if folder.checkpoints() else ""
-            say(Failed(error.code, error.problem, error.fix, resume_command))
+            said(Failed(error.code, error.problem, error.fix, resume_command))
             raise
         except Exception:
             log.exception("the run failed")
-            say(Failed("BUG-001", "the run failed by a fault of this program", "see debug.log in the run folder"))
+            said(Failed("BUG-001", "the run failed by a fault of this program", "see debug.log in the run folder"))
             raise
         finally:
             _write_evidence(folder, log)
 
 
-def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, loaded: Any) -> Result:
+class _Said:
+    """Puts events into the run's log and hands them to the listener; that the log fails is told once and costs no run."""
+
+    def __init__(self, folder: RunFolder, listen: Listen) -> None:
+        self.folder = folder
+        self.listen = listen
+        self.log_fails = False
+
+    def __call__(self, event: Event) -> None:
+        trouble = self.folder.record(event)
+        self.listen(event)
+        if trouble and not self.log_fails:
+            self.log_fails = True
+            self.listen(Warned(f"events.jsonl cannot be written: {trouble}; the run goes on without it", "free some disk space"))
+
+
+def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, heard: Interrupts, loaded: Any) -> Result:
     from llm_finetune_kit.training import checkpoint
     from llm_finetune_kit.training.assembly import assemble
     from llm_finetune_kit.training.loop import evaluate, fit
-    from llm_finetune_kit.training.saving import save_checkpoint, save_final
+    from llm_finetune_kit.training.saving import Saver
     from llm_finetune_kit.training.scaling import LossScale
 
     say(Stage("model", material.located.name))
     objective, optimizer, schedule = assemble(material, loaded)
     if not objective.packs:
         say(Warned("this model would mix packed examples, so each is computed alone, which is slower"))
-    good, passed = checkpoint.newest_good(folder.checkpoints())
-    for reason in passed:
-        say(Warned(f"checkpoint passed over: {reason}"))
-    if good is None and passed:
-        raise ModelError(23, "no sound checkpoint is left", where=str(folder.path), fix="start a new run with its config.yaml")
+    good = _newest_sound(folder, say)
     prompts = _prompts(material)
     if good is None:
         if any(hasattr(event, "step") for event in folder.replay()):
@@ -212,28 +172,24 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, loaded
             progress.stale_evaluations = 0
         say(Resumed(progress.step, good.name))
 
-    def save(now: checkpoint.Progress) -> None:
-        save_checkpoint(folder, material, objective.model, optimizer, now, say)
+    save = Saver(folder, material, objective.model, optimizer, say, heard.asked)
+
+    def asked_to_stop() -> bool:
+        save.poll()
+        return heard.asked()
 
     say(Stage("train", f"{schedule.steps} steps"))
-    with _signals() as caught:
-        reason = fit(objective, optimizer, material.train, material.held_out, schedule, progress, save, say, lambda: bool(caught))
-    if reason == "asked to stop":
+    train, held_out = material.train, material.held_out
+    with heard.at_boundaries():
+        reason = fit(objective, optimizer, train, held_out, schedule, progress, save, say, asked_to_stop, material.place)
+        save.finish()
+    if heard.number is not None:
         command = f"finetune resume {folder.path}"
-        raise Interrupted(
-            caught[0], f"stopped after step {progress.step} of {schedule.steps}, and saved", fix=f"go on with: {command}"
-        )
-    step = progress.step
-    if progress.best_step is not None and progress.best_step != step:
-        best, damage = checkpoint.newest_good([folder.path / f"checkpoint-{progress.best_step}"])
-        if best is None:
-            say(Warned(f"the weights of the last step are kept, as the best ones cannot be used: {damage[0]}"))
-        else:
-            checkpoint.restore_weights(objective.model, best)
-            say(Stage("best", f"the weights of step {progress.best_step} had the lowest held-out loss"))
-            step = progress.best_step
+        problem = f"stopped after step {progress.step} of {schedule.steps}, and saved"
+        raise Interrupted(heard.number, problem, fix=f"go on with: {command}")
+    step = _restore_best(folder, objective.model, progress, say)
     _sample(objective, material, prompts, step, say)
-    save_final(folder, material, objective.model, step, say)
+    save.final(material, step)
     summary = _summary(folder, progress, step)
     predicted = read_json(folder.path / "plan.json")
     summary["measured"] = compare(predicted, summary["peak_memory"], summary["tokens_per_second"])
@@ -242,25 +198,32 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, loaded
     return Result(folder, objective.model, material.chat, objective)
 
 
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying from them; a second one acts as usual."""
-    caught: list[int] = []
+def _newest_sound(folder: RunFolder, say: Listen) -> Path | None:
+    """The newest checkpoint that verifies; None where there are none at all. Raises ModelError where none is sound."""
+    from llm_finetune_kit.training.checkpoint import newest_good
 
-    def catch(number: int, frame: Any) -> None:
-        caught.append(number)
-        signal.signal(number, before[signal.Signals(number)])
+    good, passed = newest_good(folder.checkpoints())
+    for reason in passed:
+        say(Warned(f"checkpoint passed over: {reason}"))
+    if good is None and passed:
+        raise ModelError(23, "no sound checkpoint is left", where=str(folder.path), fix="start a new run with its config.yaml")
+    return good
 
-    try:
-        before = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: whoever started it decides
-        yield caught
-        return
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+def _restore_best(folder: RunFolder, model: Any, progress: Any, say: Listen) -> int:
+    """Put the weights of the best evaluation into the model; the step that they are of."""
+    from llm_finetune_kit.training.checkpoint import restore_weights
+
+    best: int | None = progress.best_step
+    if best is None or best == progress.step:
+        return int(progress.step)
+    place = folder.path / f"checkpoint-{best}"
+    if reason := damage(place):
+        say(Warned(f"the weights of the last step are kept, as the best ones cannot be used: {place.name} {reason}"))
+        return int(progress.step)
+    restore_weights(model, place)
+    say(Stage("best", f"the weights of step {best} had the lowest held-out loss"))
+    return best
 
 
 def _prompts(material: Material) -> list[tuple[list[int], str, str]]:

@@ -74,11 +74,13 @@ def load_config(
     return _finish(draft), draft.notes
 
 
-def changed(config: RunConfig, values: dict[str, Any]) -> RunConfig:
+def changed(config: RunConfig, values: dict[str, Any], overrides: Iterable[str] = ()) -> RunConfig:
     """A copy with some knobs set; unlike `RunConfig.with_values` it raises ConfigError for values that cannot be."""
     draft = _Draft(values={path: _get(config.model_dump(), path) for path in KNOBS})
     for name, value in values.items():
         draft.put(name, value, "")
+    for override in overrides:
+        _take_override(draft, override)
     return _finish(draft)
 
 

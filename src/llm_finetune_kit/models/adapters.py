@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from llm_finetune_kit.errors import ConfigError, ModelError, nearest
+from llm_finetune_kit.files import about_to
 from llm_finetune_kit.models.safety import check_adapter_files
 
 WEIGHTS = "adapter_model.safetensors"
@@ -184,8 +186,21 @@ def without_adapter(model: Any) -> Iterator[None]:
             named[name].data = values
 
 
+@dataclass(frozen=True)
+class AdapterCopy:
+    """An adapter as it was at one moment: its tensors by the names of PEFT's file, and its settings."""
+
+    tensors: dict[str, torch.Tensor]
+    settings: Any
+
+
 def save_adapter(model: Any, folder: Path) -> None:
-    """Write the adapter in PEFT's layout. One that PiSSA started becomes a plain one of rank 2r: W + s BA - s B'A'."""
+    """Write the adapter in PEFT's layout."""
+    write_adapter(copy_adapter(model), folder)
+
+
+def copy_adapter(model: Any) -> AdapterCopy:
+    """The adapter now, on the CPU. One that PiSSA started becomes a plain one of rank 2r: W + s BA - s B'A'."""
     from peft import get_peft_model_state_dict
 
     settings = copy.copy(model.peft_config["default"])
@@ -197,12 +212,17 @@ def save_adapter(model: Any, folder: Path) -> None:
         settings.r, settings.lora_alpha = 2 * settings.r, settings.lora_alpha * (2**0.5 if settings.use_rslora else 2)
     if settings.ensure_weight_tying:  # PEFT finds GPT-2's wte tied only where the head is named too
         settings.modules_to_save = sorted({*settings.modules_to_save, _name(model.get_base_model(), False)})
-    # a clone each: tied weights stand in the file twice, as PEFT reads both
-    save_file(
-        {name: part.detach().cpu().contiguous().clone() for name, part in state.items()}, folder / WEIGHTS, {"format": "pt"}
-    )
     settings.inference_mode = True
-    settings.save_pretrained(folder)
+    # a clone each: tied weights stand in the file twice, as PEFT reads both
+    return AdapterCopy({name: part.detach().cpu().contiguous().clone() for name, part in state.items()}, settings)
+
+
+def write_adapter(adapter: AdapterCopy, folder: Path) -> None:
+    """Write a copied adapter in PEFT's layout."""
+    about_to("write", folder / WEIGHTS)
+    save_file(adapter.tensors, folder / WEIGHTS, {"format": "pt"})
+    about_to("write", folder / SETTINGS)
+    adapter.settings.save_pretrained(folder)
 
 
 def _started_by_pissa(model: Any) -> Iterator[tuple[str, Any]]:

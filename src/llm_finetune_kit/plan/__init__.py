@@ -18,6 +18,7 @@ from llm_finetune_kit.plan.memory import BYTES, STATE, Work, moments
 from llm_finetune_kit.plan.speed import Measured
 
 RANK, LENGTH = 16, 512  # of the adapters and rows that `fits` reckons with
+NAME_ON_DISK = 130  # bytes of a token in tokenizer.json; Llama 3's has 17 MB for 128,256
 EDITS = 3  # ways out that are told where a run does not fit
 
 
@@ -83,9 +84,9 @@ def make_plan(
 
     `machine` is a `hardware.Machine`, `model` a `models.facts.ModelFacts`, `measured` what a probe found and `price`
     dollars an hour. Raises ConfigError for unknown target modules, and MachineError where the run cannot fit into
-    memory; `force` makes a warning of that.
+    memory or on the disk; `force` makes a warning of that.
     """
-    plan = _draft(config, machine, model, data, measured, price)
+    plan = _checked_disk(_draft(config, machine, model, data, measured, price), machine.free_disk, force)
     if plan.fits:
         return plan
     edits = _edits(config, machine, model, data)
@@ -96,6 +97,19 @@ def make_plan(
     why = f"at the {plan.moment}: " + ", ".join(f"{part} {size / 1e9:.1f} GB" for part, size in parts if size > 5e7)
     fix = "set " + ", or ".join(edits) if edits else "no setting makes it fit: choose a smaller model or a larger machine"
     raise MachineError(20, problem, where=model.name, why=why, fix=fix)
+
+
+def _checked_disk(plan: Plan, free: int, force: bool) -> Plan:
+    """The plan, if what the run will write fits on the disk or is forced to. Raises MachineError."""
+    needed = sum(plan.disk.values())
+    if needed <= free:
+        return plan
+    problem = f"needs about {needed / 1e9:.2f} GB of disk and {free / 1e9:.2f} GB are free"
+    if force:
+        return replace(plan, warnings=(*plan.warnings, f"{problem}; you asked to start all the same"))
+    why = ", ".join(f"{part} {size / 1e9:.2f} GB" for part, size in plan.disk.items())
+    fix = "free some, choose another disk with --output-dir, or keep fewer checkpoints: training.save_total_limit=1"
+    raise MachineError(15, problem, where=plan.config.output.output_dir, why=why, fix=fix)
 
 
 def fits(model: Any, machine: Any) -> str:
@@ -153,7 +167,7 @@ def _draft(
     decisions.habits(config, machine, data, steps, decide)
     saves = -(-steps // int(decide.values["training.save_steps"]))
     moment, memory, needed = _memory(model, work, measured)
-    disk = _disk(model, work, min(saves, training.save_total_limit + 1))
+    disk = _disk(model, work, min(saves, max(2, training.save_total_limit)))
     rows = (data, min(examples, data.examples), min(data.tokens / max(1, data.examples), length))
     time = _time(model, work, machine.rates, rows, (steps, int(decide.values["training.eval_steps"]), saves), measured)
     warnings = decisions.warnings(config, data, steps, warmup, examples)
@@ -272,10 +286,12 @@ def _time(
 
 
 def _disk(model: Any, work: Work, checkpoints: int) -> dict[str, int]:
-    """Bytes of the run folder: checkpoints (weights and optimizer) and the final model."""
+    """Bytes of the run folder at its fullest: the checkpoints kept, one more being written, and the final model."""
+    names = NAME_ON_DISK * model.vocabulary
     final = BYTES.get(model.stored_dtype, 4) * model.parameters if work.full else 4 * work.trained
     weights = 4 * model.parameters if work.full else 4 * work.trained
-    return {"checkpoints": checkpoints * (weights + round(STATE[work.optimizer] * work.trained)), "final": final}
+    one = weights + round(STATE[work.optimizer] * work.trained) + names
+    return {"checkpoints": checkpoints * one, "one being written": one, "final": final + names}
 
 
 def _cost(machine: Any, time: dict[str, Any], price: float | None) -> dict[str, Any] | None:

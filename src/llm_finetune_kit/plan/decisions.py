@@ -131,6 +131,8 @@ def habits(config: Any, machine: Any, data: Any, steps: int, decide: Decisions) 
     if data.held_out:
         asked = training.early_stopping_patience
         decide("training.early_stopping_patience", asked, 3, "three evaluations without improvement are no accident")
+    waits = ("pause", "somebody at the terminal can free space") if machine.attended else ("stop", "nobody sits at a terminal")
+    decide("training.on_disk_full", training.on_disk_full, *waits)
     if machine.kind == "cpu":
         decide("training.threads", training.threads, machine.cores, "the cores that this process may use")
 

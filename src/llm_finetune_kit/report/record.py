@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from llm_finetune_kit.events import Warned
-from llm_finetune_kit.folder import RunFolder, read_json
+from llm_finetune_kit.files import read_json
+from llm_finetune_kit.folder import RunFolder
 from llm_finetune_kit.report import words
 from llm_finetune_kit.report.figures import Figures, Verdict, figures, verdict
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llm_finetune_kit.folder import write_json, write_whole
+from llm_finetune_kit.files import write_bytes, write_json, write_whole
 from llm_finetune_kit.report import words
 from llm_finetune_kit.report.figures import caution, legible
 from llm_finetune_kit.report.log import run_log
@@ -23,18 +22,9 @@ def write_report(folder: Path) -> None:
     write_json(folder / "eval_results.json", results(record))
     write_whole(folder / "eval_results.csv", words.csv_table(metrics(record)))
     write_whole(folder / "comparison.md", legible(comparison(record)))
-    _write_bytes(folder / "loss_curve.png", loss_curve(record.figures, record.verdict.headline))
+    write_bytes(folder / "loss_curve.png", loss_curve(record.figures, record.verdict.headline))
     write_whole(folder / "run.log", run_log(folder, record.knobs.get("training", {}).get("logging_steps", 1)))
     write_whole(folder / "report.html", page(record, folder))
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}.part")
-    with open(draft, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
 
 
 def results(record: Record) -> dict[str, Any]:

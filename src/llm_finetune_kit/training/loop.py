@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from llm_finetune_kit.data.batches import evaluation_passes, make_passes, step_tokens, steps_per_epoch
+from llm_finetune_kit.data.batches import Pass, evaluation_passes, make_passes, step_tokens, steps_per_epoch
 from llm_finetune_kit.data.masks import Tokens
 from llm_finetune_kit.errors import TrainingError
-from llm_finetune_kit.events import Evaluated, Listen, Stepped
+from llm_finetune_kit.events import Evaluated, Listen, Stepped, Warned
 from llm_finetune_kit.hardware import release_memory
-from llm_finetune_kit.training.checkpoint import Progress
+from llm_finetune_kit.training.checkpoint import Progress, random_state, restore_random_state
+from llm_finetune_kit.training.room import is_out_of_memory, smaller
 from llm_finetune_kit.training.step import Objective, accumulate, mean_loss
 
 RELEASE_EVERY = 10  # steps between giving unused memory back: rare enough to cost nothing
+SPIKE = 4.0  # times the usual loss, from which on a loss is told as a spike
+USUAL = 0.9  # share of the past in the usual loss, a running mean
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,10 @@ class Schedule:
         return len(self.rates)
 
 
+class _Stopped(Exception):
+    """An evaluation was left because the run is to stop."""
+
+
 def fit(
     objective: Objective,
     optimizer: torch.optim.Optimizer,
@@ -51,33 +59,44 @@ def fit(
     save: Callable[[Progress], None],
     listen: Listen,
     asked_to_stop: Callable[[], bool] = lambda: False,
+    place: Callable[[int], str] = lambda row: f"row {row + 1}",
 ) -> str:
     """Train from `progress.step` to the end of the schedule and return why it ended.
 
-    `train` is a `masks.Tokens` or a `streaming.Stream`.
+    `train` is a `masks.Tokens` or a `streaming.Stream`; `place` turns a row of it into its file and line.
 
     Reasons: `all steps done`, `no improvement` (early stopping), `asked to stop` (saved at a step boundary).
-    Raises TrainingError before the optimizer moves if the loss or a gradient is not finite.
+    Raises TrainingError before the optimizer moves if the loss or a gradient is not finite, or if not even one row
+    fits into memory; and at the end if no step moved anything.
     """
-    while progress.step < schedule.steps:
+    saved = progress.step
+    while True:
+        improved = False
+        if progress.evaluated < progress.step and _due(progress.step, schedule.eval_steps, schedule.steps):
+            with suppress(_Stopped):  # it is made up for when the run goes on
+                improved = held_out is not None and evaluate(objective, held_out, schedule, progress, listen, asked_to_stop)
+        stopping = asked_to_stop()
+        new = saved < progress.step
+        if improved or (new and (stopping or _due(progress.step, schedule.save_steps, schedule.steps))):
+            save(progress)
+            saved = progress.step
+        if stopping:
+            return "asked to stop"
+        if progress.step >= schedule.steps:
+            break
         if schedule.patience is not None and progress.stale_evaluations >= schedule.patience:
             return "no improvement"
         if progress.step % RELEASE_EVERY == 0 and objective.device.type == "cpu":
             release_memory()
-        _one_step(objective, optimizer, train, schedule, progress, listen)
-        improved = False
-        if held_out is not None and _due(progress.step, schedule.eval_steps, schedule.steps):
-            improved = evaluate(objective, held_out, schedule, progress, listen)
-        stopping = asked_to_stop()
-        if improved or stopping or _due(progress.step, schedule.save_steps, schedule.steps):
-            save(progress)
-        if stopping and progress.step < schedule.steps:
-            return "asked to stop"
+        _one_step(objective, optimizer, train, schedule, progress, listen, place)
+    if not progress.moved:
+        why = "every gradient was zero: nothing that is trained has a part in the loss"
+        raise TrainingError(2, "the run trained nothing", why=why, fix="check lora.target_modules, the data and its masks")
     return "all steps done"
 
 
 def _due(step: int, every: int, last: int) -> bool:
-    return step % every == 0 or step == last
+    return step > 0 and (step % every == 0 or step == last)
 
 
 def _one_step(
@@ -87,16 +106,16 @@ def _one_step(
     schedule: Schedule,
     progress: Progress,
     listen: Listen,
+    place: Callable[[int], str],
 ) -> None:
     started = time.perf_counter()
     rate = schedule.rates[progress.step]
     examples = step_tokens(train, schedule.examples_per_step, schedule.seed, progress.step)
-    passes = make_passes(examples, range(len(examples)), schedule.tokens_per_pass, packing=schedule.packing)
     objective.model.train()
     weights = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     scaling = progress.loss_scale
     while True:
-        loss = float(accumulate(objective, passes, scaling.scale if scaling else 1.0))
+        loss, passes = _gradient(objective, optimizer, examples, schedule, progress, listen, place)
         if scaling:
             scaling.unscale(weights)
         norm = float(torch.nn.utils.clip_grad_norm_(weights, schedule.max_grad_norm))
@@ -106,13 +125,7 @@ def _one_step(
         optimizer.zero_grad(set_to_none=True)
     if not (math.isfinite(loss) and math.isfinite(norm)):
         optimizer.zero_grad(set_to_none=True)
-        raise TrainingError(
-            1,
-            f"the loss is {loss} and the gradient norm is {norm} at step {progress.step + 1}",
-            where="rows " + ", ".join(str(row + 1) for row in examples.rows),
-            why="the optimizer was stopped before it moved, so the weights are those of the last step",
-            fix="lower training.learning_rate, or set model.dtype=float32",
-        )
+        raise _not_finite(loss, norm, progress.step + 1, [place(row) for row in _unsound(objective, examples, schedule)])
     for group in optimizer.param_groups:
         group["lr"] = rate * group["rate_factor"]
     optimizer.step()
@@ -120,26 +133,136 @@ def _one_step(
         scaling.grow()
     optimizer.zero_grad(set_to_none=True)
     seconds = time.perf_counter() - started
+    targets, tokens = sum(work.targets for work in passes), sum(work.tokens for work in passes)
     progress.step += 1
-    progress.tokens += sum(work.tokens for work in passes)
+    progress.tokens += tokens
     progress.seconds += seconds
     per_epoch = steps_per_epoch(len(train), schedule.examples_per_step)
-    targets = sum(work.targets for work in passes)
-    tokens = sum(work.tokens for work in passes)
     listen(Stepped(progress.step, schedule.steps, progress.step / per_epoch, loss, rate, norm, tokens, targets, seconds))
+    _watch(progress, loss, norm, rate, listen)
 
 
-def evaluate(objective: Objective, held_out: Tokens, schedule: Schedule, progress: Progress, listen: Listen) -> bool:
+def _gradient(
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    examples: Tokens,
+    schedule: Schedule,
+    progress: Progress,
+    listen: Listen,
+    place: Callable[[int], str],
+) -> tuple[float, list[Pass]]:
+    """The step's loss, its gradient in `.grad`, and the passes that it took; where memory runs out, again in smaller ones."""
+    scale = progress.loss_scale.scale if progress.loss_scale else 1.0
+    while True:
+        budget = progress.tokens_per_pass or schedule.tokens_per_pass
+        passes = make_passes(examples, range(len(examples)), budget, packing=schedule.packing)
+        random = random_state()
+        try:
+            return float(accumulate(objective, passes, scale)), passes
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        optimizer.zero_grad(set_to_none=True)  # past the except: until there the error holds the activations
+        restore_random_state(random)
+        longest = place(int(examples.rows[examples.lengths.argmax()]))
+        _shrink(smaller(passes, budget, progress.step + 1, longest), progress, listen, f"step {progress.step + 1}")
+
+
+def _shrink(budget: int, progress: Progress, listen: Listen, during: str) -> None:
+    progress.tokens_per_pass = budget
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    release_memory()
+    message = f"memory ran out in {during}; it is done again in passes of at most {budget:,} tokens, as all after it"
+    listen(Warned(message, f"the result is the same; to start so: training.tokens_per_pass={budget}"))
+
+
+def _watch(progress: Progress, loss: float, norm: float, rate: float, listen: Listen) -> None:
+    """Warn of what often means that something is wrong."""
+    if norm == 0:
+        if progress.idle == 0:
+            listen(Warned(f"the gradient of step {progress.step} is zero: it taught nothing", "check the data and its masks"))
+        progress.idle += 1
+    elif rate > 0:
+        progress.moved += 1
+    usual = progress.usual_loss
+    if usual is not None and loss > SPIKE * max(usual, 0.1):
+        fix = "if it stays so high, resume from an earlier checkpoint with a lower training.learning_rate"
+        listen(Warned(f"the loss of step {progress.step} is {loss:.3g}, where it was about {usual:.3g} before", fix))
+    progress.usual_loss = loss if usual is None else USUAL * usual + (1 - USUAL) * loss
+
+
+@torch.no_grad()
+def _unsound(objective: Objective, examples: Tokens, schedule: Schedule) -> list[int]:
+    """Rows whose loss is not finite by themselves; all of the step where each is finite alone."""
+    objective.model.eval()
+    bad = [
+        index
+        for index in range(len(examples))
+        for work in make_passes(examples, [index], schedule.tokens_per_pass)
+        if not math.isfinite(float(objective.summed(work)))
+    ]
+    return [int(row) for row in (examples.rows[bad] if bad else examples.rows)]
+
+
+def _not_finite(loss: float, norm: float, step: int, places: list[str]) -> TrainingError:
+    more = f" and {len(places) - 5} more" if len(places) > 5 else ""
+    return TrainingError(
+        1,
+        f"the loss is {loss} and the gradient norm is {norm} at step {step}",
+        where=", ".join(places[:5]) + more,
+        why="the optimizer was stopped before it moved, so the weights are those of the last step",
+        fix="look at these rows; else lower training.learning_rate, or set model.dtype=float32",
+    )
+
+
+def evaluate(
+    objective: Objective,
+    held_out: Tokens,
+    schedule: Schedule,
+    progress: Progress,
+    listen: Listen,
+    asked_to_stop: Callable[[], bool] = lambda: False,
+) -> bool:
     """Held-out loss now, told as an event; whether it is the best so far, which `progress` remembers."""
     started = time.perf_counter()
-    passes = evaluation_passes(held_out, schedule.tokens_per_pass, packing=schedule.packing)
-    loss, targets = mean_loss(objective, passes)
+    loss, targets = _held_out_loss(objective, held_out, schedule, progress, listen, asked_to_stop)
     best = progress.best_loss is None or loss < progress.best_loss
     if best:
         progress.best_loss, progress.best_step, progress.stale_evaluations = loss, progress.step, 0
     else:
         progress.stale_evaluations += 1
+    progress.evaluated = progress.step
     perplexity = math.exp(min(loss, 700.0))
     seconds = time.perf_counter() - started
     listen(Evaluated(progress.step, loss, perplexity, len(held_out), targets, seconds, best))
     return best
+
+
+def _held_out_loss(
+    objective: Objective,
+    held_out: Tokens,
+    schedule: Schedule,
+    progress: Progress,
+    listen: Listen,
+    asked_to_stop: Callable[[], bool],
+) -> tuple[float, int]:
+    """Mean loss and targets, in smaller passes where memory runs out. Raises _Stopped where the run is to stop."""
+    done: list[Pass] = []  # only the last one
+
+    def passes(budget: int) -> Iterator[Pass]:
+        for work in evaluation_passes(held_out, budget, packing=schedule.packing):
+            if asked_to_stop():
+                raise _Stopped
+            done[:] = [work]
+            yield work
+
+    while True:
+        budget = progress.tokens_per_pass or schedule.tokens_per_pass
+        try:
+            return mean_loss(objective, passes(budget))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        during = f"the evaluation after step {progress.step}"
+        _shrink(smaller(done, budget, progress.step, "held-out rows"), progress, listen, during)

@@ -1,0 +1,119 @@
+"""`finetune resume` and `finetune runs`: going on with runs, and looking after them."""
+
+from __future__ import annotations
+
+import json
+from argparse import RawDescriptionHelpFormatter
+from dataclasses import asdict
+from pathlib import Path
+
+from llm_finetune_kit.arguments import Parser
+from llm_finetune_kit.errors import UsageError
+from llm_finetune_kit.folder import RunFolder
+from llm_finetune_kit.runs import Standing, find_run, remove_run, runs, standing
+
+RESUME = """\
+Go on with a run from its newest sound checkpoint, to the same end as if it had never stopped.
+
+Settings may follow as section.key=value. Those that say how it is computed and kept (training.save_steps,
+training.tokens_per_pass…) are taken; those that say how it learns from here on (training.learning_rate…) with
+--allow-change; all others would make another run of it and are refused.
+"""
+RUNS = """\
+List the runs of a folder, newest first, and how they stand: running, finished, interrupted (it can go on) or failed.
+
+  finetune runs                     all of them
+  finetune runs show RUN            one, with the command that goes on with it
+  finetune runs rm RUN [RUN ...]    delete runs and all they hold; never one that is running
+"""
+
+
+def resume_command(words: list[str]) -> int:
+    """`finetune resume [RUN] [section.key=value ...]`; returns the exit code."""
+    parser = Parser(prog="finetune resume", description=RESUME, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("run", nargs="?", help="the run's folder or name (default: the newest unfinished run)")
+    parser.add_argument("changes", nargs="*", metavar="section.key=value", help="what is to be different from here on")
+    parser.add_argument("--output-dir", default="outputs", help="folder that holds the runs")
+    parser.add_argument("--max-steps", type=int, help="go on to this many steps instead; the schedule is stretched to them")
+    parser.add_argument("--allow-change", action="store_true", help="take settings that change how it learns from here on")
+    asked = parser.parse_all(words)
+    names = [word for word in (asked.run, *asked.changes) if word and "=" not in word]
+    changes = [word for word in (asked.run, *asked.changes) if word and "=" in word]
+    if len(names) > 1:
+        raise UsageError(1, f"one run at a time, and {' and '.join(names)} are named", fix="finetune resume RUN")
+    folder = find_run(names[0] if names else None, Path(asked.output_dir))
+    if folder.finished and asked.max_steps is None:
+        print(f"{folder.path} is finished at step {folder.step}; to train longer, name more: --max-steps N")
+        return 0
+    from llm_finetune_kit.run import resume
+    from llm_finetune_kit.terminal import Terminal
+
+    with Terminal(goes_on=True) as terminal:
+        resume(folder, terminal, max_steps=asked.max_steps, changes=changes, allow_change=asked.allow_change)
+    return 0
+
+
+def runs_command(words: list[str]) -> int:
+    """`finetune runs [list | show RUN | rm RUN ...]`; returns the exit code."""
+    parser = Parser(prog="finetune runs", description=RUNS, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("action", nargs="?", choices=["list", "show", "rm"], default="list")
+    parser.add_argument("run", nargs="*", help="a run's folder or name")
+    parser.add_argument("--output-dir", default="outputs", help="folder that holds the runs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    asked = parser.parse_all(words)
+    place = Path(asked.output_dir)
+    if asked.action == "list":
+        return _list([standing(run) for run in runs(place)], place, asked.json)
+    if not asked.run:
+        raise UsageError(3, "no run is named", fix=f"finetune runs {asked.action} RUN; `finetune runs` lists them")
+    for folder in [find_run(name, place) for name in asked.run]:  # all are found before one is touched
+        if asked.action == "rm":
+            remove_run(folder)
+            print(f"removed {folder.path}")
+        else:
+            _show(folder, asked.json)
+    return 0
+
+
+def _list(found: list[Standing], place: Path, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], indent=2))
+        return 0
+    from llm_finetune_kit.terminal import print_table, show
+
+    if not found:
+        show(f"{place} holds no runs; start one: finetune demo")
+        return 0
+    heads = ("run", "state", "step", "held-out loss", "go on")
+    print_table(heads, [(one.name, one.state, _steps(one), _losses(one), one.go_on) for one in found])
+    return 0
+
+
+def _show(folder: RunFolder, as_json: bool) -> None:
+    one = standing(folder)
+    if as_json:
+        print(json.dumps(asdict(one), indent=2))
+        return
+    from llm_finetune_kit.terminal import print_pairs
+
+    whole = ", ".join(path.name for path in folder.checkpoints()) or "none"
+    pairs = [
+        ("run", one.folder, ""),
+        ("state", one.state, one.why),
+        ("step", _steps(one), ""),
+        ("loss", "none yet" if one.loss is None else f"{one.loss:.4f}", "of the last step"),
+        ("held-out loss", _losses(one) or "not measured", "before training, and the best since"),
+        ("checkpoints", whole, ""),
+        ("report", f"{one.folder}/report.html" if (folder.path / "report.html").is_file() else "not written yet", ""),
+        ("go on", one.go_on or "wait for it", ""),
+    ]
+    print_pairs(pairs)
+
+
+def _steps(one: Standing) -> str:
+    return f"{one.step:,} of {one.total_steps:,}" if one.total_steps else "0"
+
+
+def _losses(one: Standing) -> str:
+    told = (one.held_out_before, one.held_out_best)
+    return " → ".join(f"{loss:.3f}" for loss in told if loss is not None)
