@@ -259,7 +259,7 @@ def test_fault_031_a_part_of_an_entry_is_not_taken_for_one(tmp_path: Path, share
     assert cache.load(path) is None
 
 
-def test_fault_031_several_at_once_always_leave_and_find_whole_entries(tmp_path: Path) -> None:
+def test_fault_031_and_096_several_at_once_always_leave_and_find_whole_entries(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
 
     def build() -> None:

@@ -16,7 +16,7 @@ from llm_finetune_kit.models.freezing import blocks, freeze
 from llm_finetune_kit.models.loading import DTYPES, load_base, train_all
 from llm_finetune_kit.models.locate import Located
 from llm_finetune_kit.training import scaling
-from llm_finetune_kit.training.checkpoint import Progress, restore, save
+from llm_finetune_kit.training.checkpoint import Progress, restore, take
 from llm_finetune_kit.training.loop import Schedule, fit
 from llm_finetune_kit.training.optimizer import KINDS, make_optimizer, optimizers_here, restore_state, state_tensors
 from llm_finetune_kit.training.recompute import recompute_blocks
@@ -361,7 +361,7 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_other_did(family: str, name: s
     whole, _, end = run(6, None)
     half, optimizer, progress = run(3, None)
     (tmp_path / "checkpoint").mkdir()
-    save(half, optimizer, progress, tmp_path / "checkpoint")
+    take(half, optimizer, progress).write(tmp_path / "checkpoint")
     again, _, other_end = run(6, tmp_path / "checkpoint")
     assert end.step == other_end.step == 6
     assert end.loss_scale == other_end.loss_scale

@@ -144,10 +144,15 @@ def test_a_machine_that_holds_nothing_is_told_plainly() -> None:
     assert "smaller model" in caught.value.fix
 
 
-def test_a_disk_that_is_too_small_is_a_warning() -> None:
-    made = plan("gpt2", replace(CPU, free_disk=10**6))
-    assert any("lower training.save_total_limit" in warning for warning in made.warnings)
-    assert sum(made.disk.values()) > 10**6
+def test_fault_070_a_disk_that_is_too_small_is_told_before_anything_starts() -> None:
+    small = replace(CPU, free_disk=10**6)
+    with pytest.raises(MachineError, match=r"needs about .* GB of disk and 0.00 GB are free") as caught:
+        plan("gpt2", small)
+    for part in ("checkpoints", "one being written", "final"):
+        assert part in caught.value.why
+    forced = plan("gpt2", small, options={"force": True})
+    assert any("of disk" in warning for warning in forced.warnings)
+    assert sum(forced.disk.values()) > 10**6
 
 
 def test_unknown_layers_are_refused() -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,11 +22,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llm_finetune_kit.config import RunConfig
 from llm_finetune_kit.errors import BusyError, DataError, KitError, ModelError, TrainingError, UsageError
-from llm_finetune_kit.events import Evaluated, Event, Failed, Finished, Resumed, Sampled, Saved, Stepped, Warned
-from llm_finetune_kit.files import MANIFEST
-from llm_finetune_kit.files import damage as fault
+from llm_finetune_kit.events import Evaluated, Event, Failed, Resumed, Sampled, Saved, Stepped, Warned
+from llm_finetune_kit.files import MANIFEST, damage
 from llm_finetune_kit.folder import RunFolder
 from llm_finetune_kit.run import resume, run
+from nursery import Nursery
+from story import digest, story
 
 STEPS, SAVE_EVERY = 12, 3
 METHODS = ("lora", "full")
@@ -126,30 +125,6 @@ def at_step(number: int) -> Callable[[Event], bool]:
     return lambda event: isinstance(event, Stepped) and event.step == number
 
 
-def digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def story(folder: RunFolder) -> dict[str, Any]:
-    """All of a run that has to be the same, bit for bit: figures as hexadecimal, files by their hash."""
-    told = folder.replay()
-    steps = [
-        (event.step, event.loss.hex(), event.gradient_norm.hex(), event.learning_rate.hex(), event.tokens)
-        for event in told
-        if isinstance(event, Stepped)
-    ]
-    weights = "adapter_model.safetensors" if (folder.final / "adapter_model.safetensors").exists() else "model.safetensors"
-    last = folder.checkpoints()[0]
-    return {
-        "steps": steps,
-        "evaluations": [(event.step, event.loss.hex(), event.best) for event in told if isinstance(event, Evaluated)],
-        "answers": [(event.step, event.prompt, event.answer) for event in told if isinstance(event, Sampled)],
-        "final": digest(folder.final / weights),
-        "checkpoint": (last.name, digest(last / weights), digest(last / "optimizer.safetensors")),
-        "finished": [(event.step, event.reason) for event in told if isinstance(event, Finished)],
-    }
-
-
 def contents(folder: Path) -> dict[str, str]:
     """Every file of a folder by its hash; the lock's text names its last holder."""
     return {str(path.relative_to(folder)): digest(path) for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
@@ -191,14 +166,14 @@ def test_the_same_run_twice_is_the_same_bit_for_bit(
     assert len(again["steps"]) == STEPS
 
 
-def test_the_random_state_matters_here(model: Path, whole: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
+def test_fault_083_the_random_state_matters_here(model: Path, whole: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
     """The tests below mean nothing unless dropout is at work."""
     without = story(run(asked(model, tmp_path / "outputs", lora__dropout=0.0)).folder)
     assert without["steps"][1:] != whole("lora")["steps"][1:]
 
 
 @pytest.mark.parametrize(("method", "step"), [("lora", 1), ("lora", 3), ("lora", 7), ("full", 2), ("full", 12)])
-def test_a_run_that_died_after_any_step_goes_on_bit_for_bit(
+def test_fault_080_a_run_that_died_after_any_step_goes_on_bit_for_bit(
     method: str, step: int, model: Path, whole: Callable[[str], dict[str, Any]], tmp_path: Path
 ) -> None:
     folder = crashed(asked(model, tmp_path / "outputs", method), at_step(step))
@@ -228,7 +203,7 @@ def test_a_run_that_died_between_steps_goes_on_bit_for_bit(
     assert story(folder) == whole("lora")
 
 
-def test_a_run_may_die_again_and_again(model: Path, whole: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
+def test_fault_062_a_run_may_die_again_and_again(model: Path, whole: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
     folder = crashed(asked(model, tmp_path / "outputs"), at_step(2))
     for step in (2, 4, 5, 11):
         with pytest.raises(Crash):
@@ -237,7 +212,7 @@ def test_a_run_may_die_again_and_again(model: Path, whole: Callable[[str], dict[
     assert story(folder) == whole("lora")
 
 
-def test_a_moved_run_goes_on(whole: Callable[[str], dict[str, Any]], broken_off: Any, tmp_path: Path) -> None:
+def test_fault_089_a_moved_run_goes_on(whole: Callable[[str], dict[str, Any]], broken_off: Any, tmp_path: Path) -> None:
     """A run is a folder: nothing in it says where it was."""
     folder = broken_off(tmp_path)
     resume(folder)
@@ -267,7 +242,7 @@ def getting_worse(place: Path) -> dict[str, Any]:
     return {f"training__{name}": value for name, value in knobs.items()} | {"data__eval_file": str(other)}
 
 
-def test_early_stopping_survives_a_crash(model: Path, tmp_path: Path) -> None:
+def test_fault_085_early_stopping_survives_a_crash(model: Path, tmp_path: Path) -> None:
     """Dying between the last evaluation and the end must not add a step."""
     knobs = getting_worse(tmp_path)
     reference = story(run(asked(model, tmp_path / "whole" / "outputs", **knobs)).folder)
@@ -332,14 +307,14 @@ def empty(folder: Path) -> None:
         path.unlink()
 
 
-@pytest.mark.parametrize("damage", [cut, flip, lose, unsign, garble, empty])
-def test_a_damaged_checkpoint_is_passed_over_and_named(
-    damage: Callable[[Path], None], whole: Callable[[str], dict[str, Any]], broken_off: Any, tmp_path: Path
+@pytest.mark.parametrize("harm", [cut, flip, lose, unsign, garble, empty])
+def test_fault_090_a_damaged_checkpoint_is_passed_over_and_named(
+    harm: Callable[[Path], None], whole: Callable[[str], dict[str, Any]], broken_off: Any, tmp_path: Path
 ) -> None:
     folder, heard = broken_off(tmp_path), []
     newest, before = folder.checkpoints()[:2]
-    damage(newest)
-    assert fault(newest)
+    harm(newest)
+    assert damage(newest)
     resume(folder, heard.append)
     assert [event.checkpoint for event in heard if isinstance(event, Resumed)] == [before.name]
     warnings = [event.message for event in heard if isinstance(event, Warned) and newest.name in event.message]
@@ -348,7 +323,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
     assert story(folder) == whole("lora")
 
 
-def test_without_a_sound_checkpoint_nothing_is_made_up(broken_off: Any, tmp_path: Path) -> None:
+def test_fault_091_without_a_sound_checkpoint_nothing_is_made_up(broken_off: Any, tmp_path: Path) -> None:
     folder = broken_off(tmp_path)
     for checkpoint in folder.checkpoints():
         cut(checkpoint)
@@ -372,7 +347,7 @@ def test_a_damaged_checkpoint_never_costs_a_sound_one(model: Path, tmp_path: Pat
     with pytest.raises(KitError) as caught:
         resume(folder, ask_to_stop)
     assert caught.value.exit_code == 143
-    assert [path.name for path in folder.checkpoints() if fault(path) is None] == ["checkpoint-11"]
+    assert [path.name for path in folder.checkpoints() if damage(path) is None] == ["checkpoint-11"]
     resume(folder)
     assert folder.finished
 
@@ -423,7 +398,7 @@ def test_a_run_whose_data_is_gone_does_not_go_on(model: Path, tmp_path: Path) ->
         resume(folder)
 
 
-def test_a_finished_run_is_left_as_it_is(model: Path, tmp_path: Path) -> None:
+def test_fault_086_a_finished_run_is_left_as_it_is(model: Path, tmp_path: Path) -> None:
     folder = run(asked(model, tmp_path / "outputs")).folder
     before = contents(folder.path)
     with pytest.raises(UsageError, match="finished") as caught:
@@ -444,13 +419,15 @@ def test_a_second_run_of_the_same_name_takes_the_next(model: Path, tmp_path: Pat
     assert contents(first.path) == before
 
 
-def test_a_run_that_is_at_work_is_busy(broken_off: Any, tmp_path: Path) -> None:
+def test_fault_094_a_run_that_is_at_work_is_busy(broken_off: Any, tmp_path: Path) -> None:
     folder = broken_off(tmp_path)
     before = contents(folder.path)
     with RunFolder(folder.path).locked(), pytest.raises(BusyError) as caught:
         resume(folder)
     assert caught.value.exit_code == 7
     assert str(os.getpid()) in caught.value.why
+    assert socket.gethostname() in caught.value.why
+    assert "since 20" in caught.value.why
     assert contents(folder.path) == before
     with folder.locked():  # and free again
         pass
@@ -460,7 +437,7 @@ def test_a_run_that_is_at_work_is_busy(broken_off: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("finished", [True, False])
-def test_a_run_can_be_made_longer(finished: bool, model: Path, broken_off: Any, tmp_path: Path) -> None:
+def test_fault_087_a_run_can_be_made_longer(finished: bool, model: Path, broken_off: Any, tmp_path: Path) -> None:
     folder = run(asked(model, tmp_path / "outputs")).folder if finished else broken_off(tmp_path)
     resume(folder, max_steps=STEPS + 6)
     told = story(folder)
@@ -539,7 +516,7 @@ def test_fault_073_a_loss_that_is_not_finite_stops_before_the_weights_move(
     assert all(torch.isfinite(torch.tensor(event.loss)) for event in heard if isinstance(event, Stepped))
     newest = folder.checkpoints()[0]
     assert newest.name == f"checkpoint-{steps[-1]}"
-    assert fault(newest) is None
+    assert damage(newest) is None
     weights = load_file(newest / ("adapter_model.safetensors" if method == "lora" else "model.safetensors"))
     for name, tensor in weights.items():
         assert not tensor.isnan().any(), name
@@ -547,59 +524,6 @@ def test_fault_073_a_loss_that_is_not_finite_stops_before_the_weights_move(
 
 
 # --- killed from outside -----------------------------------------------------------------------------------
-
-# Imports once what a run needs, then forks a process for each command it reads and tells how that one ended.
-NURSERY = """
-import json, os, sys
-import torch
-torch.set_num_threads(1)
-import matplotlib.figure, peft, transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
-from llm_finetune_kit import cli, run
-from llm_finetune_kit.models import facts, loading, tokenizer
-from llm_finetune_kit.report import write
-from llm_finetune_kit.training import checkpoint, loop, optimizer
-print("ready", flush=True)
-for line in sys.stdin:
-    words, output = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
-        code = cli.main(words)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-class Nursery:
-    """Command lines as processes of their own, without waiting seconds for each one's imports."""
-
-    def __init__(self, cache: Path) -> None:
-        environment = os.environ | {"LLM_FINETUNE_KIT_CACHE": str(cache), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", NURSERY], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        assert self.process.stdout is not None and self.process.stdin is not None
-        self.said, self.told = self.process.stdout, self.process.stdin
-        assert self.said.readline() == "ready\n"
-
-    def start(self, *words: str, output: Path) -> int:
-        """Start `finetune` with these words; returns the process id."""
-        print(json.dumps([list(words), str(output)]), file=self.told, flush=True)
-        return int(self.said.readline())
-
-    def end(self) -> int:
-        """Wait for the process to end; returns its exit code, negative for a signal that killed it."""
-        return int(self.said.readline())
-
-    def close(self) -> None:
-        self.told.close()
-        self.process.wait(30)
 
 
 @pytest.fixture(scope="module")
@@ -688,7 +612,7 @@ def test_fault_063_064_a_stopped_run_saves_says_how_to_go_on_and_does(
     assert time.monotonic() - began < 5
     newest = folder.checkpoints()[0]
     assert newest.name == f"checkpoint-{folder.step}"
-    assert fault(newest) is None
+    assert damage(newest) is None
     assert f"finetune resume {folder.path}" in (tmp_path / "said").read_text()
     assert [event.resume for event in folder.replay() if isinstance(event, Failed)] == ["finetune resume run"]
     nursery.start("resume", str(folder.path), output=tmp_path / "said")
@@ -696,7 +620,7 @@ def test_fault_063_064_a_stopped_run_saves_says_how_to_go_on_and_does(
     assert story(folder) == whole_process("lora")
 
 
-def test_a_busy_run_exits_with_7_in_the_terminal(nursery: Nursery, broken_off: Any, tmp_path: Path) -> None:
+def test_fault_094_a_busy_run_exits_with_7_in_the_terminal(nursery: Nursery, broken_off: Any, tmp_path: Path) -> None:
     folder = broken_off(tmp_path)
     with folder.locked():
         nursery.start("resume", str(folder.path), output=tmp_path / "busy")

@@ -13,14 +13,16 @@ from llm_finetune_kit.folder import RunFolder
 from llm_finetune_kit.runs import Standing, find_run, remove_run, runs, standing
 
 RESUME = """\
-Go on with a run from its newest sound checkpoint, to the same end as if it had never stopped.
+go on with a run that was stopped, from its newest sound checkpoint to the same end as if it had never stopped
 
 Settings may follow as section.key=value. Those that say how it is computed and kept (training.save_steps,
 training.tokens_per_pass…) are taken; those that say how it learns from here on (training.learning_rate…) with
 --allow-change; all others would make another run of it and are refused.
 """
 RUNS = """\
-List the runs of a folder, newest first, and how they stand: running, finished, interrupted (it can go on) or failed.
+list all runs and how they stand; show one, or remove it
+
+States, newest run first: running, finished, interrupted (it can go on), failed.
 
   finetune runs                     all of them
   finetune runs show RUN            one, with the command that goes on with it

@@ -125,7 +125,8 @@ def _train(folder: RunFolder, material: Material, listen: Listen, heard: Interru
             said(Failed("BUG-001", "the run failed by a fault of this program", "see debug.log in the run folder"))
             raise
         finally:
-            _write_evidence(folder, log)
+            with heard.at_boundaries():  # a first signal does not spoil the report
+                _write_evidence(folder, log)
 
 
 class _Said:

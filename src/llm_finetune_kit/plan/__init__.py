@@ -171,11 +171,6 @@ def _draft(
     rows = (data, min(examples, data.examples), min(data.tokens / max(1, data.examples), length))
     time = _time(model, work, machine.rates, rows, (steps, int(decide.values["training.eval_steps"]), saves), measured)
     warnings = decisions.warnings(config, data, steps, warmup, examples)
-    if sum(disk.values()) > machine.free_disk:
-        warnings.append(
-            f"it writes up to {sum(disk.values()) / 1e9:.1f} GB and {machine.free_disk / 1e9:.1f} GB are free; "
-            "lower training.save_total_limit"
-        )
     values = {"data.streaming": data.streamed, "output.run_name": config.output.run_name or decisions.run_name(config)}
     return Plan(
         config=config.with_values(decide.values | values),

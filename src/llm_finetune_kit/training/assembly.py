@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import torch
 
 from llm_finetune_kit.hardware import release_memory
@@ -23,6 +24,7 @@ def assemble(material: Material, loaded: Any) -> tuple[Any, Any, Any]:
     plan, config, training = material.plan, material.plan.config, material.plan.config.training
     torch.manual_seed(training.seed)
     random.seed(training.seed)
+    np.random.seed(training.seed)
     dtype = str(config.model.dtype)
     if training.threads is not None and plan.device == "cpu":
         torch.set_num_threads(training.threads)

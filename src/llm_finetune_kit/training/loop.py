@@ -111,6 +111,11 @@ def _one_step(
     started = time.perf_counter()
     rate = schedule.rates[progress.step]
     examples = step_tokens(train, schedule.examples_per_step, schedule.seed, progress.step)
+    if not examples.targets.any():
+        progress.step += 1
+        fix = "shorter prompts, or a larger model.max_length"
+        listen(Warned(f"step {progress.step} is left out: none of its examples has a token to learn", fix))
+        return
     objective.model.train()
     weights = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     scaling = progress.loss_scale
