@@ -21,7 +21,7 @@ FLOORS = {
     1: {"config", "catalog", "folder", "gpus", "logs", "plain_yaml"},
     2: {"settings", "plan"},
     3: {"hardware", "models", "data"},
-    4: {"material", "checking", "doctor", "planning", "probe", "training", "generation", "opening"}
+    4: {"material", "checking", "doctor", "planning", "probe", "training", "generation", "opening", "tracking"}
     | {"evaluation", "report", "export", "serving"},
     5: {"run"},
     6: {"api", "arguments", "classic", "cli", "cli_data", "terminal", "ui", "__init__", "__main__"},

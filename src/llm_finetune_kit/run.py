@@ -35,6 +35,7 @@ from llm_finetune_kit.material import Material, prepare_run
 from llm_finetune_kit.plain_yaml import dump_yaml
 from llm_finetune_kit.plan import compare
 from llm_finetune_kit.settings import changed
+from llm_finetune_kit.tracking import require_trackers, tracked
 
 RESOLVED = "resolved.json"
 ROWS = {"train_file": "train_rows.jsonl", "eval_file": "eval_rows.jsonl"}
@@ -64,6 +65,7 @@ def run(config: RunConfig, listen: Listen = ignore, *, loaded: Any = None, force
         listen(event)
 
     software.check_versions()
+    require_trackers(config)
     places.check_file_system(Path(config.output.output_dir))
     material = prepare_run(config, note, force=force)
     folder = RunFolder.create(Path(config.output.output_dir), str(material.plan.config.output.run_name))
@@ -159,12 +161,12 @@ def _write_start(folder: RunFolder, config: RunConfig, material: Material) -> No
 
 
 def _train(folder: RunFolder, material: Material, listen: Listen, loaded: Any = None) -> Result:
-    def say(event: Event) -> None:
+    def tell(event: Event) -> None:
         folder.record(event)
         listen(event)
 
     listen(Stage("run", str(folder.path)))  # told, not stored: nothing in a run folder says where the folder is
-    with debug_log(folder.path, str(versions())) as log:
+    with debug_log(folder.path, str(versions())) as log, tracked(folder.path, material.plan.config, tell) as say:
         try:
             return _train_to_the_end(folder, material, say, loaded)
         except KitError as error:
