@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_finetune_kit.config import RunConfig, knobs
+from llm_finetune_kit.config import knobs
 from llm_finetune_kit.events import Evaluated, Event, Finished, Saved, Stepped
+from llm_finetune_kit.plan import Plan
+from llm_finetune_kit.plan.decisions import ASKED_FOR
 
 HERE_ONLY = ("output.output_dir", "model.cache_dir", "training.trackers")  # says nothing of the experiment
 SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
@@ -29,8 +31,8 @@ def numbers(event: Event) -> dict[str, float]:
         }
     if isinstance(event, Evaluated):
         return {"eval/loss": event.loss, "eval/perplexity": event.perplexity}
-    if isinstance(event, Saved):
-        return {"saved/bytes": event.size_bytes, "saved/seconds": event.seconds}
+    if isinstance(event, Saved) and event.folder.startswith("checkpoint"):
+        return {"checkpoint/bytes": event.size_bytes, "checkpoint/seconds": event.seconds}
     if isinstance(event, Finished):
         return _figures(event.summary, "final")
     return {}
@@ -47,14 +49,17 @@ def _figures(tree: Mapping[str, Any], prefix: str) -> dict[str, float]:
     return found
 
 
-def hyperparameters(config: RunConfig) -> dict[str, str | int | float | bool]:
-    """Every knob that has a value, by its dotted path: lists as text, rows as their number, places as their last name."""
-    found: dict[str, str | int | float | bool] = {}
-    tree = config.model_dump(mode="json")
+def hyperparameters(plan: Plan) -> dict[str, str | int | float | bool]:
+    """Every knob that has a value, by its dotted path, and under `asked` the names of those that the user set.
+
+    Lists are given as text, rows as their number, places as their last name.
+    """
+    decided = {choice.knob for choice in plan.choices if choice.reason != ASKED_FOR}
+    asked = [path for path in knobs() if path not in decided and _value(plan.config.asked(), path) is not None]
+    found: dict[str, str | int | float | bool] = {"asked": ", ".join(asked)}
+    tree = plan.config.model_dump(mode="json")
     for path in knobs():
-        value: Any = tree
-        for part in path.split("."):
-            value = value[part]
+        value = _value(tree, path)
         if value is None or path in HERE_ONLY:
             continue
         if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -65,6 +70,13 @@ def hyperparameters(config: RunConfig) -> dict[str, str | int | float | bool]:
             value = ", ".join(str(one) for one in value)
         found[path] = _portable(value) if isinstance(value, str) else value
     return found
+
+
+def _value(tree: Any, path: str) -> Any:
+    """What a tree holds at a dotted path; None where it ends before."""
+    for part in path.split("."):
+        tree = tree.get(part) if isinstance(tree, Mapping) else None
+    return tree
 
 
 def _portable(text: str) -> str:

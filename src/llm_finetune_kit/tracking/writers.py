@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import netrc
 import os
 import shutil
@@ -67,8 +68,8 @@ class TensorBoard:
         new = not folder.is_dir()
         self._writer = EventFileWriter(str(folder), flush_secs=5)
         if new:
-            rows = "".join(f"| {knob} | {value} |\n" for knob, value in start.settings.items())
-            self._write(0, time.time(), [self._words("hyperparameters", f"| knob | value |\n|---|---|\n{rows}")])
+            rows = "".join(f"    {knob}: {value}\n" for knob, value in start.settings.items())
+            self._write(0, time.time(), [self._words("hyperparameters", rows)])
 
     def _words(self, tag: str, text: str) -> Any:
         shape = {"dim": [{"size": 1}]}
@@ -105,7 +106,7 @@ class WandB:
     def __init__(self, start: Start, tell: Tell) -> None:
         import wandb
 
-        self._wandb, self._start, self._rows = wandb, start, list[list[Any]]()
+        self._wandb, self._start = wandb, start
         self._id = start.id or uuid.uuid4().hex[:8]
         mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
         try:
@@ -130,6 +131,7 @@ class WandB:
             symlink=False,
             init_timeout=15,
             login_timeout=15,
+            host="",
             x_disable_meta=True,
             x_disable_stats=True,
             x_disable_machine_info=True,
@@ -152,9 +154,11 @@ class WandB:
         self._run.summary.update(final) if final else self._run.log({"step": step, **figures})
 
     def samples(self, answers: Sequence[Sampled]) -> None:
-        self._rows += [[answer.step, answer.prompt, answer.answer, answer.reference] for answer in answers]
-        table = self._wandb.Table(columns=["step", "prompt", "answer", "reference"], data=self._rows)
-        self._run.log({"step": answers[0].step, "samples": table})
+        pages = {
+            f"samples/{number}": self._wandb.Html(f"<pre>{html.escape(_as_text(answer))}</pre>", inject=False)
+            for number, answer in enumerate(answers, 1)
+        }  # not a Table: that is an artifact, which names its file by an absolute path
+        self._run.log({"step": answers[0].step, **pages})
 
     def resumed(self, step: int) -> None:
         self._run.summary["resumed_after"] = step
