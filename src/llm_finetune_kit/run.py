@@ -166,7 +166,7 @@ def _train(folder: RunFolder, material: Material, listen: Listen, loaded: Any = 
         listen(event)
 
     listen(Stage("run", str(folder.path)))  # told, not stored: nothing in a run folder says where the folder is
-    with debug_log(folder.path, str(versions())) as log, tracked(folder.path, material.plan, tell) as say:
+    with debug_log(folder.path, str(versions())) as log, tracked(folder.path, material.plan.config, tell) as say:
         try:
             return _train_to_the_end(folder, material, say, loaded)
         except KitError as error:

@@ -15,7 +15,6 @@ from llm_finetune_kit.errors import ConfigError
 
 CPU_BLOCK = 30_000_000  # bytes of one activation above which a CPU's allocator page-faults every time
 MOST_TOKENS = 8192  # of a pass on a GPU: enough to keep it busy
-ASKED_FOR = "you asked for it"  # the reason of what was not decided
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Decisions:
         self.values: dict[str, Any] = {}
 
     def __call__(self, knob: str, asked: Any, value: Any, reason: str) -> Any:
-        choice = Choice(knob, value, reason) if asked is None else Choice(knob, asked, ASKED_FOR)
+        choice = Choice(knob, value, reason) if asked is None else Choice(knob, asked, "you asked for it")
         self.choices.append(choice)
         self.values[knob] = choice.value
         return choice.value

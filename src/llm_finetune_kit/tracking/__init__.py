@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetune_kit.config import RunConfig
-from llm_finetune_kit.errors import MachineError
+from llm_finetune_kit.errors import KitError, MachineError
 from llm_finetune_kit.events import (
     Evaluated,
     Event,
@@ -29,7 +29,7 @@ from llm_finetune_kit.events import (
     to_record,
 )
 from llm_finetune_kit.folder import read_json, write_json
-from llm_finetune_kit.plan import Plan
+from llm_finetune_kit.plain_yaml import read_yaml
 from llm_finetune_kit.tracking.pipe import Pipe
 from llm_finetune_kit.tracking.records import hyperparameters
 
@@ -56,13 +56,13 @@ def require_trackers(config: RunConfig) -> None:
 
 
 @contextmanager
-def tracked(folder: Path, plan: Plan, say: Listen) -> Iterator[Listen]:
+def tracked(folder: Path, config: RunConfig, say: Listen) -> Iterator[Listen]:
     """A listener that says every event to `say` and then to the trackers of the config, which are closed at the end."""
-    names = asked_trackers(plan.config)
+    names = asked_trackers(config)
     if not names:
         yield say
         return
-    trackers = _Trackers(folder, plan, names, say)
+    trackers = _Trackers(folder, config, names, say)
     try:
         yield trackers
     finally:
@@ -72,13 +72,13 @@ def tracked(folder: Path, plan: Plan, say: Listen) -> Iterator[Listen]:
 class _Trackers:
     """The trackers of one run; one that fails is told of once and left out."""
 
-    def __init__(self, folder: Path, plan: Plan, names: Sequence[str], say: Listen) -> None:
+    def __init__(self, folder: Path, config: RunConfig, names: Sequence[str], say: Listen) -> None:
         self._say = say
-        self._every = plan.config.training.logging_steps
+        self._every = config.training.logging_steps
         self._state = folder / STATE
         self._known = _known(self._state)
         self._pipes: dict[str, Pipe] = {}
-        start = {"name": folder.name, "folder": str(folder.resolve()), "settings": hyperparameters(plan)}
+        start = {"name": folder.name, "folder": str(folder.resolve()), "settings": hyperparameters(config, _asked(folder))}
         for name in names:
             if find_spec(name) is None:  # a run that goes on, on another machine
                 self._leave_out(name, "it is not installed here")
@@ -144,6 +144,14 @@ class _Trackers:
         finally:
             for pipe in self._pipes.values():
                 pipe.end()
+
+
+def _asked(folder: Path) -> dict[str, Any]:
+    """What the user set, as the run folder tells; nothing if it does not."""
+    try:
+        return read_yaml((folder / "config.yaml").read_text(encoding="utf-8"), "config.yaml")[0]
+    except (OSError, ValueError, KitError):
+        return {}
 
 
 def _known(path: Path) -> dict[str, str]:

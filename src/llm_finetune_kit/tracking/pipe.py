@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -53,7 +52,7 @@ class Pipe:
 
     def _push(self) -> None:
         try:
-            while self._waiting:
+            while self._waiting and not self._into.closed:
                 written = os.write(self._into.fileno(), self._waiting)
                 del self._waiting[:written]
         except BlockingIOError:
@@ -63,6 +62,7 @@ class Pipe:
 
     def heard(self) -> list[dict[str, Any]]:
         """What the process said since last time, without waiting."""
+        code = self._process.poll()  # before reading: its last words are there when it has ended
         try:
             while block := os.read(self._out_of.fileno(), 1 << 16):
                 self._half += block
@@ -70,7 +70,6 @@ class Pipe:
             pass
         *lines, self._half = self._half.split(b"\n")
         words: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        code = self._process.poll()
         if code and not any("failed" in word for word in words):
             words.append({"failed": f"its process ended with code {code}"})
         return words
@@ -84,16 +83,10 @@ class Pipe:
     def wait(self, deadline: float) -> bool:
         """Whether the process has ended by itself before `deadline` (of `time.monotonic`)."""
         while self._process.poll() is None:
-            left = deadline - time.monotonic()
-            if left <= 0:
+            if time.monotonic() >= deadline:
                 return False
-            if self._into.closed:
-                select.select([self._out_of], [], [], min(left, 0.05))
-                if self._process.poll() is None:
-                    time.sleep(0.01)
-            else:
-                select.select([], [self._into], [], min(left, 0.05))
-                self.finish()
+            self.finish()
+            time.sleep(0.01)
         return True
 
     def end(self) -> None:

@@ -8,10 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llm_finetune_kit.config import knobs
+from llm_finetune_kit.config import RunConfig, knobs
 from llm_finetune_kit.events import Evaluated, Event, Finished, Saved, Stepped
-from llm_finetune_kit.plan import Plan
-from llm_finetune_kit.plan.decisions import ASKED_FOR
 
 HERE_ONLY = ("output.output_dir", "model.cache_dir", "training.trackers")  # says nothing of the experiment
 SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
@@ -49,15 +47,13 @@ def _figures(tree: Mapping[str, Any], prefix: str) -> dict[str, float]:
     return found
 
 
-def hyperparameters(plan: Plan) -> dict[str, str | int | float | bool]:
-    """Every knob that has a value, by its dotted path, and under `asked` the names of those that the user set.
+def hyperparameters(config: RunConfig, asked: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
+    """Every knob that has a value, by its dotted path, and under `asked` the names of those in the user's own config.
 
     Lists are given as text, rows as their number, places as their last name.
     """
-    decided = {choice.knob for choice in plan.choices if choice.reason != ASKED_FOR}
-    asked = [path for path in knobs() if path not in decided and _value(plan.config.asked(), path) is not None]
-    found: dict[str, str | int | float | bool] = {"asked": ", ".join(asked)}
-    tree = plan.config.model_dump(mode="json")
+    found: dict[str, str | int | float | bool] = {"asked": ", ".join(path for path in knobs() if _value(asked, path) is not None)}
+    tree = config.model_dump(mode="json")
     for path in knobs():
         value = _value(tree, path)
         if value is None or path in HERE_ONLY:

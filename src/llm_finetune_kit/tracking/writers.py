@@ -237,7 +237,7 @@ class MLflow:
         self._last = time.monotonic()
         known = self._found(start.id) if start.id else None
         if known is not None:
-            self._client.set_terminated(known, "RUNNING")
+            self._client.update_run(known, status="RUNNING")
             self._id = known
         else:
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
