@@ -6,7 +6,9 @@ A tracker is optional and foreign: it may hang, print, crash or lose its server.
 
 from __future__ import annotations
 
+import re
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -35,7 +37,7 @@ from llm_finetune_kit.tracking.records import hyperparameters
 
 # Faults of this package:  MACHINE 70 a tracker's package is missing
 
-STATE = "trackers.json"  # under which id each tracker knows the run; a resumed run goes on there
+STATE = "trackers.json"  # the key by which trackers know the run: a resumed run goes on under it
 CLOSING = 30.0  # seconds that all trackers together have to finish when the run ends
 HEARD = (Stepped, Evaluated, Sampled, Saved, Finished, Failed, Resumed)
 
@@ -75,10 +77,13 @@ class _Trackers:
     def __init__(self, folder: Path, config: RunConfig, names: Sequence[str], say: Listen) -> None:
         self._say = say
         self._every = config.training.logging_steps
-        self._state = folder / STATE
-        self._known = _known(self._state)
         self._pipes: dict[str, Pipe] = {}
-        start = {"name": folder.name, "folder": str(folder.resolve()), "settings": hyperparameters(config, _asked(folder))}
+        start = {
+            "name": folder.name,
+            "folder": str(folder.resolve()),
+            "settings": hyperparameters(config, _asked(folder)),
+            "key": _key(folder / STATE, say),
+        }
         for name in names:
             if find_spec(name) is None:  # a run that goes on, on another machine
                 self._leave_out(name, "it is not installed here")
@@ -88,7 +93,7 @@ class _Trackers:
             except OSError as error:
                 self._leave_out(name, f"no process can be started for it: {error.strerror}")
                 continue
-            self._tell(name, start | {"id": self._known.get(name)})
+            self._tell(name, start)
 
     def __call__(self, event: Event) -> None:
         self._say(event)
@@ -108,21 +113,12 @@ class _Trackers:
             self._leave_out(name, "it is too slow")
 
     def _hear(self, name: str) -> None:
-        """What the tracker's process says: the run's id there, a remark, or that it failed."""
+        """What the tracker's process says: a remark, or that it failed."""
         for word in self._pipes[name].heard():
-            if "id" in word:
-                self._keep(name, str(word["id"]))
             if "warning" in word:
                 self._say(Warned(f"{name}: {word['warning']}"))
             if "failed" in word:
                 self._leave_out(name, str(word["failed"]))
-
-    def _keep(self, name: str, identity: str) -> None:
-        self._known[name] = identity
-        try:
-            write_json(self._state, self._known)
-        except OSError as error:
-            self._say(Warned(f"{name}: a resumed run will start anew there, as {STATE} cannot be written: {error.strerror}"))
 
     def _leave_out(self, name: str, why: str) -> None:
         pipe = self._pipes.pop(name, None)
@@ -154,10 +150,17 @@ def _asked(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _known(path: Path) -> dict[str, str]:
-    """The ids of an earlier part of the run; none if there was none or the file is damaged."""
+def _key(path: Path, say: Listen) -> str:
+    """The key of the run in all its trackers, kept in a file before any tracker starts: a kill at any moment may follow."""
     try:
-        known = read_json(path)
-    except (OSError, ValueError):
-        return {}
-    return {str(name): str(identity) for name, identity in known.items()} if isinstance(known, dict) else {}
+        key = str(read_json(path)["key"])
+        if re.fullmatch(r"[0-9a-f]{8}", key):
+            return key
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # a new run, or a damaged file
+    key = uuid.uuid4().hex[:8]
+    try:
+        write_json(path, {"key": key})
+    except OSError as error:
+        say(Warned(f"trackers will take a resumed run for another one, as {STATE} cannot be written: {error.strerror}"))
+    return key

@@ -67,7 +67,7 @@ def follow(name: str, lines: queue.Queue[str | None], tell: Tell, cleaned: Clean
         return
     told = json.loads(first)
     settings = {knob: cleaned(value) if isinstance(value, str) else value for knob, value in told["settings"].items()}
-    writer = WRITERS[name](Start(told["name"], told["folder"], settings, told["id"]), tell)
+    writer = WRITERS[name](Start(told["name"], told["folder"], settings, told["key"]), tell)
     state, samples = "interrupted", list[Sampled]()
     while (line := lines.get()) is not None:
         record = json.loads(line)

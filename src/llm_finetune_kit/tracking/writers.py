@@ -7,7 +7,6 @@ import netrc
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +16,17 @@ from urllib.parse import urlparse
 from llm_finetune_kit.events import Sampled
 
 PROJECT = "llm-finetune-kit"
-Tell = Callable[..., None]  # tell(id=…), tell(warning=…)
+Tell = Callable[..., None]  # tell(warning=…)
 
 
 @dataclass(frozen=True)
 class Start:
-    """The run that is recorded: its name, its folder, its hyperparameters, and the id the tracker gave it before."""
+    """The run that is recorded: its name, its folder, its hyperparameters, and its key, which is kept when it is resumed."""
 
     name: str
     folder: str
     settings: Mapping[str, Any]
-    id: str | None
+    key: str
 
 
 class Writer(Protocol):
@@ -107,7 +106,6 @@ class WandB:
         import wandb
 
         self._wandb, self._start = wandb, start
-        self._id = start.id or uuid.uuid4().hex[:8]
         mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
         try:
             self._run = self._begin(mode)
@@ -116,7 +114,6 @@ class WandB:
                 raise
             tell(warning=f"its server cannot be used, so it records offline for `wandb sync` ({type(error).__name__})")
             self._run = self._begin("offline")
-        tell(id=self._id)
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")  # a resumed run repeats steps, which wandb's own count refuses
 
@@ -140,7 +137,7 @@ class WandB:
         return self._wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=self._start.name,
-            id=self._id,
+            id=self._start.key,
             resume="allow",
             dir=self._start.folder,
             config=dict(self._start.settings),
@@ -193,17 +190,15 @@ class Trackio:
         import trackio
 
         self._trackio = trackio
-        name = start.id or f"{start.name}-{uuid.uuid4().hex[:6]}"  # names are all that trackio tells runs apart by
         self._run = trackio.init(
             project=os.environ.get("TRACKIO_PROJECT", PROJECT),
-            name=name,
+            name=f"{start.name}-{start.key}",  # names are all that trackio tells runs apart by
             config=dict(start.settings),
             resume="allow",
             embed=False,
             auto_log_gpu=False,
             auto_log_cpu=False,
         )
-        tell(id=name)
 
     def numbers(self, step: int, figures: Mapping[str, float], when: float) -> None:
         self._run.log(dict(figures), step=step)
@@ -226,6 +221,7 @@ class MLflow:
     """A run of MLflow's client, in MLFLOW_TRACKING_URI or MLflow's own default; the fluent API would store user and code."""
 
     STATES: Mapping[str, str] = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+    KEY = "llm_finetune_kit.run"  # the tag by which a resumed run finds itself
     EVERY = 1.0  # seconds between calls: each is a transaction or a request
 
     def __init__(self, start: Start, tell: Tell) -> None:
@@ -235,26 +231,17 @@ class MLflow:
         self._metric, self._client = Metric, MlflowClient()
         self._waiting: list[Any] = []
         self._last = time.monotonic()
-        known = self._found(start.id) if start.id else None
-        if known is not None:
-            self._client.update_run(known, status="RUNNING")
-            self._id = known
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        experiment = self._client.get_experiment_by_name(name)
+        place = experiment.experiment_id if experiment else self._client.create_experiment(name)
+        known = self._client.search_runs([place], f"tags.`{self.KEY}` = '{start.key}'")
+        if known:
+            self._id = known[0].info.run_id
+            self._client.update_run(self._id, status="RUNNING")
         else:
-            name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-            experiment = self._client.get_experiment_by_name(name)
-            place = experiment.experiment_id if experiment else self._client.create_experiment(name)
-            self._id = self._client.create_run(place, run_name=start.name).info.run_id
+            self._id = self._client.create_run(place, run_name=start.name, tags={self.KEY: start.key}).info.run_id
             parameters = [Param(knob, str(value)[:500]) for knob, value in start.settings.items() if value != ""]
             self._client.log_batch(self._id, params=parameters)
-        tell(id=self._id)
-
-    def _found(self, identity: str) -> str | None:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return str(self._client.get_run(identity).info.run_id)
-        except MlflowException:
-            return None  # another store than the one of before
 
     def numbers(self, step: int, figures: Mapping[str, float], when: float) -> None:
         self._waiting += [self._metric(name, figure, int(when * 1000), step) for name, figure in figures.items()]
