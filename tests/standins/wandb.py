@@ -26,8 +26,8 @@ class Summary(dict):
 
 
 class Run:
-    def __init__(self, folder: str) -> None:
-        self.dir, self.summary = f"{folder}/wandb/run/files", Summary()
+    def __init__(self) -> None:
+        self.summary = Summary()
 
     def define_metric(self, name: str, step_metric: str | None = None) -> None:
         note("wandb.Run.define_metric", name=name, step_metric=step_metric)
@@ -37,6 +37,10 @@ class Run:
 
     def finish(self, exit_code: int | None = None) -> None:
         note("wandb.Run.finish", exit_code=exit_code)
+
+
+def teardown(exit_code: int | None = None) -> None:
+    note("wandb.teardown")
 
 
 def init(
@@ -52,4 +56,4 @@ def init(
     settings: Settings | None = None,
 ) -> Run:
     note(f"wandb.init.{mode}", project=project, id=id, name=name, config=config, resume=resume)
-    return Run(str(dir))
+    return Run()

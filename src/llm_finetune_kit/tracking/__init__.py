@@ -38,7 +38,7 @@ from llm_finetune_kit.tracking.records import hyperparameters
 # Faults of this package:  MACHINE 70 a tracker's package is missing
 
 STATE = "trackers.json"  # the key by which trackers know the run: a resumed run goes on under it
-CLOSING = 30.0  # seconds that all trackers together have to finish when the run ends
+CLOSING = 45.0  # seconds that all trackers together have to finish when the run ends
 HEARD = (Stepped, Evaluated, Sampled, Saved, Finished, Failed, Resumed)
 
 

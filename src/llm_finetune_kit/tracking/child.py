@@ -20,7 +20,7 @@ from llm_finetune_kit.tracking.writers import WRITERS, Start, Tell, Writer
 
 MOST_WAITING = 10_000  # lines that wait for the tracker here; more wait in the run
 STUCK = 600.0  # seconds without any progress after which the tracker hangs
-LONGEST_CLOSE = 60.0  # seconds between the end of the input and the end of this process
+LONGEST_CLOSE = 90.0  # seconds between the end of the input and the end of this process
 
 
 def main(name: str) -> None:

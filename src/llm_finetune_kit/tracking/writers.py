@@ -113,6 +113,7 @@ class WandB:
             if mode == "offline":
                 raise
             tell(warning=f"its server cannot be used, so it records offline for `wandb sync` ({type(error).__name__})")
+            wandb.teardown()  # else the failed run keeps the id
             self._run = self._begin("offline")
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")  # a resumed run repeats steps, which wandb's own count refuses
@@ -165,9 +166,9 @@ class WandB:
 
     def close(self, state: str) -> None:
         self._run.summary["state"] = state
-        logs = Path(self._run.dir).parent / "logs"  # wandb's own debug logs name the places of this machine
         self._run.finish(exit_code=0 if state == "finished" else 1)
-        shutil.rmtree(logs, ignore_errors=True)
+        for logs in Path(self._start.folder, "wandb").glob("*run-*/logs"):
+            shutil.rmtree(logs, ignore_errors=True)  # wandb's own debug logs name the places of this machine
 
 
 def _has_key() -> bool:
