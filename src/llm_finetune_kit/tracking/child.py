@@ -12,9 +12,8 @@ import queue
 import sys
 import threading
 import time
-from typing import Any
 
-from llm_finetune_kit.events import Event, Failed, Finished, Resumed, Sampled, from_record
+from llm_finetune_kit.events import Evaluated, Event, Failed, Finished, Resumed, Sampled, Saved, Stepped, from_record
 from llm_finetune_kit.tracking.records import Cleaner, numbers
 from llm_finetune_kit.tracking.writers import WRITERS, Start, Tell, Writer
 
@@ -91,9 +90,8 @@ def _hand_on(writer: Writer, event: Event, when: float, samples: list[Sampled], 
         writer.resumed(event.step)
     if isinstance(event, Failed):
         writer.failed(cleaned(f"{event.code}: {event.problem}"))
-    figures: dict[str, Any] = numbers(event)
-    if figures:
-        writer.numbers(int(getattr(event, "step")), figures, when)  # noqa: B009
+    if isinstance(event, (Stepped, Evaluated, Saved, Finished)) and (figures := numbers(event)):
+        writer.numbers(event.step, figures, when)
     return []
 
 
