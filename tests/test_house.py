@@ -21,7 +21,7 @@ FLOORS = {
     1: {"config", "catalog", "folder", "gpus", "interrupts", "logs", "plain_yaml"},
     2: {"settings", "plan", "runs"},
     3: {"hardware", "models", "data"},
-    4: {"material", "beginning", "checking", "doctor", "planning", "probe", "training", "generation", "opening"}
+    4: {"material", "beginning", "checking", "doctor", "planning", "probe", "training", "generation", "opening", "tracking"}
     | {"evaluation", "report", "export", "serving"},
     5: {"run"},
     6: {"api", "arguments", "classic", "cli", "cli_data", "cli_runs", "terminal", "ui", "__init__", "__main__"},

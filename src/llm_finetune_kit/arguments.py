@@ -26,6 +26,7 @@ FLAGS: dict[str, str] = {
     "--max-samples": "data.max_samples",
     "--lora-r": "lora.r",
     "--seed": "training.seed",
+    "--trackers": "training.trackers",
     "--output-dir": "output.output_dir",
     "--run-name": "output.run_name",
 }

@@ -35,6 +35,7 @@ MECHANICS = (
     "training.checkpoint_every",
     "training.threads",
     "training.on_disk_full",
+    "training.trackers",
     "model.cache_dir",
     "evaluation.",
 )

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Schedule = Literal["cosine", "linear", "constant"]
+Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 MANY = 10_000_000  # more steps, examples or tokens than this are a slip of the pen, and would fill the memory with plans
 FILE_NAME = r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,99}$"
 
@@ -144,6 +145,9 @@ class TrainingSection(Section):
     save_steps: int | None = Field(None, ge=1, description="Optimizer steps between checkpoints.")
     eval_steps: int | None = Field(None, ge=1, description="Optimizer steps between evaluations.")
     logging_steps: int = Field(1, ge=1, description="Optimizer steps between lines of the log.")
+    trackers: Tracker | list[Tracker] | None = Field(
+        None, description="Experiment trackers that record the run too: one of them or a list."
+    )
     save_total_limit: int = Field(3, ge=1, description="Checkpoints kept, the best one always among them.")
     on_disk_full: Literal["pause", "stop"] | None = Field(
         None,
@@ -308,6 +312,8 @@ ALIASES: dict[str, str] = {
     "save_steps": "training.save_steps",
     "eval_steps": "training.eval_steps",
     "logging_steps": "training.logging_steps",
+    "report_to": "training.trackers",
+    "training.report_to": "training.trackers",
     "save_total_limit": "training.save_total_limit",
     "early_stopping_patience": "training.early_stopping_patience",
     "seed": "training.seed",
@@ -323,6 +329,7 @@ VALUES: dict[str, dict[Any, Any]] = {
     "quantization_bit": {4: "nf4", 8: "int8"},
     "use_rslora": {True: "rslora", False: "lora"},
     "use_dora": {True: "dora", False: "lora"},
+    "report_to": {"none": None},
     "optim": {
         "adamw_torch": "adamw",
         "adamw_torch_fused": "adamw",

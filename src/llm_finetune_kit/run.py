@@ -32,6 +32,7 @@ from llm_finetune_kit.interrupts import Interrupts, StopAsked, interruptible
 from llm_finetune_kit.logs import debug_log
 from llm_finetune_kit.material import Material, prepare_run
 from llm_finetune_kit.plan import compare
+from llm_finetune_kit.tracking import require_trackers, tracked
 
 MOST_SAMPLES = 3
 
@@ -59,6 +60,7 @@ def run(config: RunConfig, listen: Listen = ignore, *, loaded: Any = None, force
         listen(event)
 
     software.check_versions()
+    require_trackers(config)
     places.check_file_system(Path(config.output.output_dir))
     with _signals("nothing was written yet", "start it again") as heard:
         material = prepare_run(config, note, force=force)
@@ -105,12 +107,12 @@ def _signals(state: str, fix: str) -> Iterator[Interrupts]:
 
 
 def _train(folder: RunFolder, material: Material, listen: Listen, heard: Interrupts, loaded: Any = None) -> Result:
-    said = _Said(folder, listen)
+    tell = _Told(folder, listen)
     listen(Stage("run", str(folder.path)))  # told, not stored: nothing in a run folder says where the folder is
-    with debug_log(folder.path, str(versions())) as log:
+    with debug_log(folder.path, str(versions())) as log, tracked(folder.path, material.plan.config, tell) as say:
         try:
             try:
-                return _train_to_the_end(folder, material, said, heard, loaded)
+                return _train_to_the_end(folder, material, say, heard, loaded)
             except StopAsked as stop:
                 whole = folder.checkpoints()
                 state = f"stopped at once; {whole[0].name} was saved last" if whole else "stopped before the first step"
@@ -118,18 +120,18 @@ def _train(folder: RunFolder, material: Material, listen: Listen, heard: Interru
         except KitError as error:
             log.warning("stopped by %s", error.code, exc_info=True)
             resume_command = f"finetune resume {folder.path.name}" if folder.checkpoints() else ""
-            said(Failed(error.code, error.problem, error.fix, resume_command))
+            say(Failed(error.code, error.problem, error.fix, resume_command))
             raise
         except Exception:
             log.exception("the run failed")
-            said(Failed("BUG-001", "the run failed by a fault of this program", "see debug.log in the run folder"))
+            say(Failed("BUG-001", "the run failed by a fault of this program", "see debug.log in the run folder"))
             raise
         finally:
             with heard.at_boundaries():  # a first signal does not spoil the report
                 _write_evidence(folder, log)
 
 
-class _Said:
+class _Told:
     """Puts events into the run's log and hands them to the listener; that the log fails is told once and costs no run."""
 
     def __init__(self, folder: RunFolder, listen: Listen) -> None:

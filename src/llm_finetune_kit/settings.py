@@ -229,7 +229,9 @@ def expected(path: str) -> str:
             *most, last = get_args(kind)
             words.append(f"{', '.join(most)} or {last}" if most else last)
         elif get_origin(kind) is list:
-            words.append("a list of rows" if get_args(kind) != (str,) else "a list such as [a, b]")
+            words.append(
+                {str: "a list such as [a, b]", dict[str, Any]: "a list of rows"}.get(get_args(kind)[0], "a list of those")
+            )
         elif get_origin(kind) is dict:
             words.append("a table such as {a: 2, b: 1}" if get_args(kind)[1] is float else "a table such as {a: b}")
         elif kind is str:
