@@ -29,7 +29,7 @@ from llm_finetune_kit.files import damage, fault_from, write_json
 from llm_finetune_kit.folder import RunFolder
 from llm_finetune_kit.run import resume, run
 from llm_finetune_kit.runs import find_run, runs, standing
-from llm_finetune_kit.settings import load_config
+from llm_finetune_kit.settings import changed, load_config
 from llm_finetune_kit.training import saving
 from llm_finetune_kit.training.step import Objective
 from nursery import Nursery
@@ -100,9 +100,8 @@ def test_fault_090_damage_of_every_sort_is_noticed(at: Campaign, tmp_path: Path)
 
 
 def asked(at: Campaign, place: Path, kind: str = "lora", **more: Any) -> RunConfig:
-    words = command(at.place, kind, place / "outputs")[1:]
-    config, _ = load_config(None, [*words, *(f"{name.replace('__', '.')}={value}" for name, value in more.items())])
-    return config
+    config, _ = load_config(None, command(at.place, kind, place / "outputs")[1:])
+    return changed(config, {name.replace("__", "."): value for name, value in more.items()})
 
 
 def folder_of(config: RunConfig) -> RunFolder:
@@ -471,15 +470,15 @@ def test_fault_076_memory_that_really_runs_out(at: Campaign, tmp_path: Path) -> 
     """An address space that holds the model but not a pass of 4,096 tokens: the run ends well, in smaller ones."""
     rows = [{"prompt": "Tell!", "response": " ".join(f"word {number * row}" for number in range(30))} for row in range(64)]
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    changed = {
+    other = {
         "data.train_file": str(tmp_path / "long.jsonl"),
         "training.tokens_per_pass": "16384",
         "training.batch_size": "64",
         "training.gradient_accumulation_steps": "1",
         "training.max_steps": "2",
     }
-    words = [word for word in command(at.place, "lora", tmp_path / "outputs") if word.partition("=")[0] not in changed]
-    words += [f"{name}={value}" for name, value in changed.items()]
+    words = [word for word in command(at.place, "lora", tmp_path / "outputs") if word.partition("=")[0] not in other]
+    words += [f"{name}={value}" for name, value in other.items()]
     limit = (
         "import resource, sys, threading\n"
         "from llm_finetune_kit import cli, events, terminal\n"
@@ -519,7 +518,7 @@ def test_fault_080_081_a_run_that_dies_after_every_step_ends_the_same(at: Campai
     assert story(folder) == at.reference("lora")
 
 
-@pytest.mark.parametrize("knobs", [{"schedule": "constant"}, {"schedule": "linear"}, {"packing": "false"}, {"warmup_steps": 6}])
+@pytest.mark.parametrize("knobs", [{"schedule": "constant"}, {"schedule": "linear"}, {"packing": False}, {"warmup_steps": 6}])
 def test_fault_084_085_schedules_and_packing_survive(knobs: dict[str, Any], at: Campaign, tmp_path: Path) -> None:
     knobs = {f"training__{name}": value for name, value in knobs.items()}
     whole = story(run(asked(at, tmp_path / "whole", **knobs)).folder)
@@ -556,7 +555,7 @@ def test_fault_088_mechanics_may_change_and_the_steps_stay(at: Campaign, tmp_pat
 
 def test_fault_088_a_base_model_that_changed_is_refused(at: Campaign, tmp_path: Path) -> None:
     model = shutil.copytree(at.place / "model", tmp_path / "model")
-    folder = crashed(asked(at, tmp_path, model__name=model), 7)
+    folder = crashed(asked(at, tmp_path, model__name=str(model)), 7)
     content = bytearray((model / "model.safetensors").read_bytes())
     content[-40] ^= 1
     (model / "model.safetensors").write_bytes(content)

@@ -281,7 +281,7 @@ def damages(campaign: Campaign, chance: random.Random, count: int, out: Path) ->
     kind = "lora"
     campaign.reference(kind)
     campaign.fresh()
-    campaign.run([*command(campaign.place, kind, campaign.outputs), "training.max_steps=12"])
+    campaign.run(command(campaign.place, kind, campaign.outputs))
     shutil.rmtree(campaign.folder.final)  # as if it had died before its end
     original = campaign.place / "original"
     shutil.rmtree(original, ignore_errors=True)
