@@ -155,6 +155,7 @@ def _parser(command: str) -> Parser:
     if command == "doctor":
         parser.add_argument("--output-dir", default="outputs", help="folder that will hold the runs")
         parser.add_argument("--online", action="store_true", help="ask the hub for an answer, too")
+        parser.add_argument("--deep", action="store_true", help="import torch and the extras, too, which takes some seconds")
     if command in ("plan", "models", "doctor", "generate", "eval"):
         parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -293,7 +294,7 @@ def _shown(row: dict[str, Any]) -> tuple[str, str, str]:
 def _doctor(asked: argparse.Namespace) -> int:
     from llm_finetune_kit.doctor import examine
 
-    found = examine(Path(asked.output_dir), online=asked.online)
+    found = examine(Path(asked.output_dir), online=asked.online, deep=asked.deep)
     worst = MachineError.exit_code if any(check.status == "fail" for check in found) else 0
     if asked.json:
         print(json.dumps([vars(check) for check in found], indent=2))
