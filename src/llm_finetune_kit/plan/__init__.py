@@ -11,7 +11,7 @@ from typing import Any
 from llm_finetune_kit.catalog import GUIDANCE
 from llm_finetune_kit.config import RunConfig
 from llm_finetune_kit.errors import KitError, MachineError
-from llm_finetune_kit.plan import decisions, speed
+from llm_finetune_kit.plan import contradictions, decisions, speed
 from llm_finetune_kit.plan.decisions import Choice, Decisions
 from llm_finetune_kit.plan.fitting import Asked, first_that_fits, needed_bytes
 from llm_finetune_kit.plan.memory import BYTES, STATE, Work, moments
@@ -82,7 +82,7 @@ def make_plan(
     """Decide what the config leaves open.
 
     `machine` is a `hardware.Machine`, `model` a `models.facts.ModelFacts`, `measured` what a probe found and `price`
-    dollars an hour. Raises ConfigError for unknown target modules, and MachineError where the run cannot fit into
+    dollars an hour. Raises ConfigError for what the model cannot do, and MachineError where the run cannot fit into
     memory; `force` makes a warning of that.
     """
     plan = _draft(config, machine, model, data, measured, price)
@@ -130,12 +130,14 @@ def _draft(
 ) -> Plan:
     """The plan, whether it fits or not."""
     training, decide = config.training, Decisions()
+    contradictions.refuse(config, model, data)
     if data.streamed:
         decide("data.streaming", config.data.streaming, True, "the file is large, so rows are read as they are needed")
     dtype = decide("model.dtype", config.model.dtype, *decisions.number_format(machine))
     length = decide("model.max_length", config.model.max_length, *decisions.max_length(model, data))
     targets = decisions.adapter(config, model, decide) if config.method == "lora" else []
     r = decide.values.get("lora.r", 0)
+    contradictions.refuse_rank(config, model, r, targets)
     trained = decisions.trained_parameters(config, model, r, targets)
     decide("training.learning_rate", training.learning_rate, *decisions.learning_rate(config.method, model.hidden))
     examples = training.batch_size * training.gradient_accumulation_steps
@@ -156,7 +158,8 @@ def _draft(
     disk = _disk(model, work, min(saves, training.save_total_limit + 1))
     rows = (data, min(examples, data.examples), min(data.tokens / max(1, data.examples), length))
     time = _time(model, work, machine.rates, rows, (steps, int(decide.values["training.eval_steps"]), saves), measured)
-    warnings = decisions.warnings(config, data, steps, warmup, examples)
+    warnings = contradictions.unused(config, model, work.quantization)
+    warnings += decisions.warnings(config, data, steps, warmup, examples)
     if sum(disk.values()) > machine.free_disk:
         warnings.append(
             f"it writes up to {sum(disk.values()) / 1e9:.1f} GB and {machine.free_disk / 1e9:.1f} GB are free; "
@@ -189,7 +192,7 @@ def _mechanics(config: RunConfig, machine: Any, model: Any, work: Work, step_tok
     best, why_best = decisions.best_tokens(machine, model)
     recommended = next(guide.recommended_gb for most, guide in GUIDANCE if model.parameters <= most) * 10**9
     crowded = machine.kind != "cpu" and machine.memory < recommended
-    recompute = None if training.gradient_checkpointing is None else 0
+    recompute = training.checkpoint_every if training.gradient_checkpointing is None else 0
     if training.gradient_checkpointing:
         recompute = training.checkpoint_every or 1
     asked = Asked(
@@ -199,7 +202,7 @@ def _mechanics(config: RunConfig, machine: Any, model: Any, work: Work, step_tok
         step_tokens=step_tokens if training.packing else work.longest,
         recompute=recompute,
         quantization=None if full else config.model.quantization,
-        may_quantize=not full and machine.kind != "mps",
+        may_quantize=not full and machine.kind != "mps" and config.lora.bias == "none",
         optimizer=training.optimizer,
     )
     budget, work = first_that_fits(asked, work, model, machine.free_memory)
@@ -231,12 +234,15 @@ def _why_optimizer(work: Work) -> str:
 def _tell_recompute(training: Any, model: Any, work: Work, decide: Decisions) -> None:
     every = work.recompute
     reason = "activations fit, and recomputing would cost a third more time"
-    if every:
-        share = "all blocks" if every == 1 else f"{-(-model.layers // every)} of {model.layers} blocks"
-        reason = f"activations would not fit otherwise; {share} are computed again, the fewest that suffice"
+    if training.checkpoint_every is not None:
+        reason = "training.checkpoint_every asks for it"
+    elif every:
+        reason = "activations would not fit otherwise"
     decide("training.gradient_checkpointing", training.gradient_checkpointing, every > 0, reason)
     if every:
-        decide("training.checkpoint_every", training.checkpoint_every, every, reason)
+        share = "all blocks" if every == 1 else f"{-(-model.layers // every)} of {model.layers} blocks"
+        why = f"{share} are computed again, the fewest that suffice"
+        decide("training.checkpoint_every", training.checkpoint_every, every, why)
 
 
 def _memory(model: Any, work: Work, measured: Measured | None) -> tuple[str, dict[str, int], int]:

@@ -144,7 +144,7 @@ def run_name(config: Any) -> str:
 
 
 def warnings(config: Any, data: Any, steps: int, warmup: int, examples: int) -> list[str]:
-    """What the settings will do that was hardly meant."""
+    """What the settings of the steps will do that was hardly meant."""
     found = []
     if warmup >= steps:
         found.append(
