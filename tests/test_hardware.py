@@ -39,7 +39,7 @@ def test_a_cpu_without_bfloat16_says_so(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("name", GPUS)
 def test_every_gpu_of_the_table_is_found_by_its_name(name: str) -> None:
     machine = machine_named(name)
-    assert machine.name == name and machine.kind == "cuda" and machine.rates is not None
+    assert machine.name == f"{name} of {GPUS[name].memory:g} GiB" and machine.kind == "cuda" and machine.rates is not None
     assert machine.memory > 7e9 and machine.rates.narrow > 1e13
 
 

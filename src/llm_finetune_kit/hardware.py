@@ -70,8 +70,9 @@ def machine_named(name: str) -> Machine:
     rate = gpu.tflops * 1e12
     said = "reported for this GPU" if gpu.measured else "an estimate from the maker's figure"
     rates = Rates(rate / 4, rate, cores, f"{gpu.name}: {gpu.tflops:g} TFLOP/s, {said}")
-    why = f"{gpu.name} computes it" if gpu.bfloat16 else f"{gpu.name} is too old for it"
-    return Machine(gpu.kind, gpu.name, cores, memory, memory, 10**12, gpu.bfloat16, why, rates, gpu.price)
+    why = f"{gpu.name} computes it" if gpu.bfloat16 else f"{gpu.name} is too old for bfloat16"
+    named = gpu.name if gpu.kind == "mps" else f"{gpu.name} of {gpu.memory:g} GiB"
+    return Machine(gpu.kind, named, cores, memory, memory, 10**12, gpu.bfloat16, why, rates, gpu.price)
 
 
 def _may_have_gpu() -> bool:

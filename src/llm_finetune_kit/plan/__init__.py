@@ -11,6 +11,7 @@ from typing import Any
 from llm_finetune_kit.catalog import GUIDANCE
 from llm_finetune_kit.config import RunConfig
 from llm_finetune_kit.errors import KitError, MachineError
+from llm_finetune_kit.gpus import PRICE_SOURCE
 from llm_finetune_kit.plan import contradictions, decisions, speed
 from llm_finetune_kit.plan.decisions import Choice, Decisions
 from llm_finetune_kit.plan.fitting import Asked, first_that_fits, needed_bytes
@@ -18,6 +19,12 @@ from llm_finetune_kit.plan.memory import BYTES, STATE, Work, moments
 from llm_finetune_kit.plan.speed import Measured
 
 RANK, LENGTH = 16, 512  # of the adapters and rows that `fits` reckons with
+WHEN = {
+    "forward": "at the end of the forward pass",
+    "backward": "in the backward pass",
+    "saving": "while saving",
+    "loading": "while loading",
+}
 EDITS = 3  # ways out that are told where a run does not fit
 
 
@@ -89,12 +96,14 @@ def make_plan(
     if plan.fits:
         return plan
     edits = _edits(config, machine, model, data)
-    problem = f"needs about {plan.needed_memory / 1e9:.1f} GB of memory and {plan.available_memory / 1e9:.1f} GB are free"
+    needed, free = plan.needed_memory / 1e9, plan.available_memory / 1e9
+    problem = f"needs about {needed:.1f} GB of memory and {free:.1f} GB are free on {machine.name}"
     if force:
         return replace(plan, edits=edits, warnings=(*plan.warnings, f"{problem}; you asked to start all the same"))
     parts = sorted(plan.memory.items(), key=lambda part: -part[1])
-    why = f"at the {plan.moment}: " + ", ".join(f"{part} {size / 1e9:.1f} GB" for part, size in parts if size > 5e7)
-    fix = "set " + ", or ".join(edits) if edits else "no setting makes it fit: choose a smaller model or a larger machine"
+    why = f"most is needed {WHEN[plan.moment]}: " + ", ".join(f"{part} {size / 1e9:.1f} GB" for part, size in parts if size > 5e7)
+    smaller = "no setting makes it fit: choose a larger machine or a smaller model (`finetune models --fits` lists what fits)"
+    fix = "set " + ", or ".join(edits) if edits else smaller
     raise MachineError(20, problem, where=model.name, why=why, fix=fix)
 
 
@@ -285,7 +294,7 @@ def _disk(model: Any, work: Work, checkpoints: int) -> dict[str, int]:
 
 
 def _cost(machine: Any, time: dict[str, Any], price: float | None) -> dict[str, Any] | None:
-    hourly, source = (price, "your price") if price is not None else (machine.price, "the table of prices")
+    hourly, source = (price, "your price") if price is not None else (machine.price, PRICE_SOURCE)
     if hourly is None or not time:
         return None
     hours = time["total"] / 3600
