@@ -29,7 +29,6 @@ COMMANDS = {
     "data": "check, preview or convert training data; look at the cache",
 }
 
-WITH_HUB_IDS = 115  # columns that the table of models takes with them
 EXAMPLES = """\
 examples:
   finetune demo
@@ -279,16 +278,17 @@ def _models(asked: argparse.Namespace) -> int:
     if asked.json:
         print(json.dumps(found, indent=2))
         return 0
-    from llm_finetune_kit.terminal import print_pairs, print_table, show, width
+    from llm_finetune_kit.terminal import WIDE, print_pairs, print_table, show, width
 
     heads = ("name", "weights", "GPU memory", "takes", "licence", "hub id")
-    shown = len(heads) if width() >= WITH_HUB_IDS else len(heads) - 1
+    shown = len(heads) if width() >= WIDE else len(heads) - 1
     print_table(heads[:shown], [_shown(row)[:shown] for row in found])
     show("" if found else f"none of the known models can be fine-tuned on {machine.name}\n")
     takes = "LoRA; with recompute (LoRA, activations computed twice); QLoRA (4 bits); no"
     means = [
         ("GPU memory", "the least and the recommended for adapters, by a rule of thumb", ""),
         ("takes", f"reckoned for {machine.name}, adapters of rank 16 and rows of 512 tokens: {takes}", ""),
+        ("licence", "* not for commercial use; gated: to be accepted on the hub first", ""),
         ("others", "any other hub id or local folder works too", "--json has hub ids and templates"),
     ]
     print_pairs(means)
@@ -297,8 +297,8 @@ def _models(asked: argparse.Namespace) -> int:
 
 def _shown(row: dict[str, Any]) -> tuple[str, ...]:
     four = ", 4 bits" if row["quantization"] == "required" else ""
-    memory = f"{row['minimum_gb']} to {row['recommended_gb']} GB{four}"
-    licence = f"{row['license']}{', gated' if row['gated'] else ''}"
+    memory = f"{row['minimum_gb']}-{row['recommended_gb']} GB{four}"
+    licence = f"{row['license']}{', gated' if row['gated'] else ''}{'' if row['commercial'] else ' *'}"
     return row["name"], _count(row["parameters"]), memory, row["fits"], licence, row["hub_id"] or "in the package"
 
 
