@@ -330,6 +330,18 @@ def test_fault_052_a_tokenizer_with_more_tokens_than_embeddings_is_told(model: P
         ("a\n{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}", 2, "writes without"),
         ("a\nb\n{{ 'x' * 9999999999 }}", 3, "huge numbers"),
         ("a\n{% if false %}{{ 9 ** (9 ** 9) }}{% endif %}", 2, "huge numbers"),
+        ("{% if messages|length > 9 %}\n{% for i in range(90000) %}hello{% endfor %}{% endif %}", None, "writes without end"),
+        (
+            "{% if tools and messages[0].role == 'system' %}\n{% for i in range(90000) %}hello{% endfor %}{% endif %}",
+            None,
+            "writes",
+        ),
+        ("{% if tools and add_generation_prompt %}\n{% for i in range(90000) %}hello{% endfor %}{% endif %}", None, "writes"),
+        (
+            "{% for m in messages if m.reasoning_content %}\n{% for i in range(90000) %}hello{% endfor %}{% endfor %}",
+            None,
+            "writes",
+        ),
         ("a\n{{ ''.__class__.__mro__[1].__subclasses__() }}", 2, "__class__"),
         ("a\n\n{% for m in messages %}{{ m.content }{% endfor %}", 3, "does not work"),
     ],

@@ -148,7 +148,7 @@ def _download(hub_id: str, asked: dict[str, Any]) -> Path:
         problem = f"{hub_id} has no revision {asked['revision']}"
         raise ModelError(8, problem, where="model.revision", fix="name a branch, a tag or a commit of it") from None
     except Exception as error:  # whatever stands between here and the hub raises its own kinds
-        raise _not_downloaded(hub_id, error) from None
+        raise _not_downloaded(hub_id, error, str(asked["cache_dir"] or constants.HF_HUB_CACHE)) from None
 
 
 def _reach(endpoint: str) -> None:
@@ -160,10 +160,10 @@ def _reach(endpoint: str) -> None:
     socket.create_connection((place.hostname, port), timeout=PATIENCE).close()
 
 
-def _not_downloaded(hub_id: str, error: Exception) -> MachineError:
+def _not_downloaded(hub_id: str, error: Exception, cache: str) -> MachineError:
     said = (str(error).strip().splitlines() or [type(error).__name__])[0].removeprefix("Got: ")[:200]
     if isinstance(error, OSError) and error.errno in DISK_FAULTS:
-        problem, where = f"{hub_id} cannot be stored", str(error.filename or "the hub's cache")
+        problem, where = f"{hub_id} cannot be stored", str(error.filename or cache)
         fix = "free the disk, or name another place by model.cache_dir or HF_HOME"
         return MachineError(2, problem, where=where, why=error.strerror or said, fix=fix)
     return MachineError(
