@@ -184,6 +184,7 @@ def test_biases_that_are_trained_keep_the_plan_from_quantizing() -> None:
     ("values", "told"),
     [
         ({"method": "full", "lora__r": 8, "lora__variant": "dora"}, "lora.r, lora.variant will not be used"),
+        ({"lora__bias": "all"}, "lora.bias will not be used: tinyllama has no biases"),
         ({"training__freeze_layers": 2}, "training.freeze_layers will not be used"),
         ({"model__double_quantization": False}, "model.double_quantization will not be used"),
         ({"training__checkpoint_every": 2, "training__gradient_checkpointing": False}, "checkpoint_every will not be used"),

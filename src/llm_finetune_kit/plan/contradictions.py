@@ -59,7 +59,9 @@ def unused(config: Any, model: Any, quantization: str | None) -> list[str]:
         names = [f"lora.{name}" for name in config.lora.model_dump(exclude_defaults=True)]
         if names:
             found.append(f"{', '.join(names)} will not be used: with method=full there is no adapter")
-    elif training.freeze_layers:
+    elif config.lora.bias != "none" and not model.bias_parameters:
+        found.append(f"lora.bias will not be used: {model.name} has no biases")
+    if config.method == "lora" and training.freeze_layers:
         found.append("training.freeze_layers will not be used: beside an adapter all blocks stay as they are")
     if not config.model.double_quantization and quantization not in ("nf4", "fp4"):
         found.append("model.double_quantization will not be used: no weights are kept in 4 bits")
