@@ -37,6 +37,14 @@ KNOBS = (
 )  # fmt: skip
 
 
+def test_each_known_model_has_its_rank() -> None:
+    """R1: the rank comes from the registry; R4: rank 8 with strength 16 for LLaMA."""
+    llama = plan("huggyllama/llama-7b", machine_named("T4")).config.lora
+    assert (llama.r, llama.alpha) == (8, 16)
+    assert plan("gpt2").config.lora.r == 16
+    assert plan("llama-7b", machine_named("T4"), lora__r=32).config.lora.r == 32
+
+
 @pytest.mark.parametrize("knob", KNOBS)
 def test_every_choice_has_a_reason(knob: str) -> None:
     assert any(choice.knob == knob and len(choice.reason) > 10 for choice in plan("smollm2-135m").choices)

@@ -228,6 +228,7 @@ ALIASES: dict[str, str] = {
     "model.max_seq_length": "model.max_length",
     "data.max_length": "model.max_length",
     "training.max_length": "model.max_length",
+    "cache_dir": "model.cache_dir",
     "torch_dtype": "model.dtype",
     "use_4bit": "model.quantization",
     "model.use_4bit": "model.quantization",

@@ -13,12 +13,12 @@ from llm_finetune_kit.config import RunConfig
 from llm_finetune_kit.errors import KitError, MachineError
 from llm_finetune_kit.gpus import PRICE_SOURCE
 from llm_finetune_kit.plan import contradictions, decisions, speed
-from llm_finetune_kit.plan.decisions import Choice, Decisions
+from llm_finetune_kit.plan.decisions import RANK, Choice, Decisions
 from llm_finetune_kit.plan.fitting import Asked, first_that_fits, needed_bytes
 from llm_finetune_kit.plan.memory import BYTES, STATE, Work, moments
 from llm_finetune_kit.plan.speed import Measured
 
-RANK, LENGTH = 16, 512  # of the adapters and rows that `fits` reckons with
+LENGTH = 512  # of the rows that `fits` reckons with
 WHEN = {
     "forward": "at the end of the forward pass",
     "backward": "in the backward pass",
