@@ -363,11 +363,15 @@ def test_fault_055_a_template_that_would_hang_or_break_out_is_refused_in_time(
 
 
 @pytest.mark.parametrize("name", ["TinyStories-656K", "stories260K-hf"])
-def test_fault_054_tied_weights_stay_tied_and_equal_through_saving_and_loading(shared: Path, tmp_path: Path, name: str) -> None:
+def test_fault_054_tied_weights_stay_tied_and_equal_through_saving_and_loading(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     model = train_all(load_base(locate(str(shared / "models" / name)), "float32"))
     with torch.no_grad():
         model.get_input_embeddings().weight.add_(0.25)
+    capsys.readouterr()
     checkpoint.save_weights(model, tmp_path)
+    assert capsys.readouterr().err == "", "no bars of libraries"
     again = load_base(locate(str(tmp_path)), "float32")
     assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
     here, there = (dict(one.named_parameters(remove_duplicate=False)) for one in (model, again))

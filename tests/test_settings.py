@@ -414,6 +414,13 @@ def test_fault_044_the_command_line_must_not_contradict_itself(tmp_path: Path) -
     assert load_config(None, ["seed=1", "training.seed=1"])[0].training.seed == 1
 
 
+def test_a_model_in_place_of_a_config_is_told_where_it_belongs() -> None:
+    for name in ("tinyllama", "Qwen/Qwen3-0.6B"):
+        with pytest.raises(ConfigError, match="no such config file") as caught:
+            load_config(name)
+        assert caught.value.fix == f"to name a model write --model {name}"
+
+
 def test_a_fault_of_the_command_line_does_not_blame_the_file(tmp_path: Path) -> None:
     error = refused(tmp_path, "training:\n  max_steps: 5\n", "training.max_steps=0")
     assert error.where == "command line"

@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
+from llm_finetune_kit.catalog import short_name
 from llm_finetune_kit.config import ALIASES, VALUES, RunConfig, combined, knobs
 from llm_finetune_kit.errors import ConfigError, nearest
 from llm_finetune_kit.plain_yaml import read_value, read_yaml
@@ -132,6 +133,8 @@ def _missing(path: Path) -> ConfigError:
     fix = f"did you mean {path.parent / near[0]}?" if near else "check the path; configs/ holds examples"
     if path.name in KNOBS or path.name in ALIASES:
         fix = f"to set a knob write {path.name}=VALUE"
+    elif short_name(str(path)):
+        fix = f"to name a model write --model {path}"
     return ConfigError(1, "no such config file", where=str(path), fix=fix)
 
 
