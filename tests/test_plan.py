@@ -135,7 +135,7 @@ def test_what_cannot_fit_is_refused_with_changes_that_do() -> None:
             key: json.loads(value) if value[0].isdigit() else value
             for key, _, value in (one.partition("=") for one in edit.split(" and "))
         }
-        values = {key: {"True": True, "null": None}.get(str(value), value) for key, value in values.items()}
+        values = {key: {"true": True, "null": None}.get(str(value), value) for key, value in values.items()}
         config = RunConfig().with_values({"model.name": "tinyllama", "method": "full"} | values)
         assert make_plan(config, tight, facts_by_name("tinyllama"), DATA).fits
 

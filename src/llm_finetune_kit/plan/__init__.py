@@ -14,6 +14,7 @@ from llm_finetune_kit.errors import KitError, MachineError
 from llm_finetune_kit.gpus import PRICE_SOURCE
 from llm_finetune_kit.plan import contradictions, decisions, speed
 from llm_finetune_kit.plan.decisions import RANK, Choice, Decisions
+from llm_finetune_kit.plan.edits import edits
 from llm_finetune_kit.plan.fitting import Asked, first_that_fits, needed_bytes
 from llm_finetune_kit.plan.memory import BYTES, STATE, Work, moments
 from llm_finetune_kit.plan.speed import Measured
@@ -25,7 +26,6 @@ WHEN = {
     "saving": "while saving",
     "loading": "while loading",
 }
-EDITS = 3  # ways out that are told where a run does not fit
 
 
 @dataclass(frozen=True)
@@ -95,15 +95,16 @@ def make_plan(
     plan = _draft(config, machine, model, data, measured, price)
     if plan.fits:
         return plan
-    edits = _edits(config, machine, model, data)
+    longest = min(config.model.max_length or model.positions, data.longest)
+    ways = edits(config, longest, narrow=machine.bfloat16, fits=lambda changed: _would_fit(changed, machine, model, data))
     needed, free = plan.needed_memory / 1e9, plan.available_memory / 1e9
     problem = f"needs about {needed:.1f} GB of memory and {free:.1f} GB are free on {machine.name}"
     if force:
-        return replace(plan, edits=edits, warnings=(*plan.warnings, f"{problem}; you asked to start all the same"))
+        return replace(plan, edits=ways, warnings=(*plan.warnings, f"{problem}; you asked to start all the same"))
     parts = sorted(plan.memory.items(), key=lambda part: -part[1])
     why = f"most is needed {WHEN[plan.moment]}: " + ", ".join(f"{part} {size / 1e9:.1f} GB" for part, size in parts if size > 5e7)
     smaller = "no setting makes it fit: choose a larger machine or a smaller model (`finetune models --fits` lists what fits)"
-    fix = "set " + ", or ".join(edits) if edits else smaller
+    fix = "set " + ", or ".join(ways) if ways else smaller
     raise MachineError(20, problem, where=model.name, why=why, fix=fix)
 
 
@@ -301,48 +302,8 @@ def _cost(machine: Any, time: dict[str, Any], price: float | None) -> dict[str, 
     return {"hours": hours, "price_per_hour": hourly, "total": hours * hourly, "source": source}
 
 
-def _edits(config: RunConfig, machine: Any, model: Any, data: DataFacts) -> tuple[str, ...]:
-    """Changes of the config, each planned again and known to fit: alone where one is enough, else several together."""
-    rows = min(config.model.max_length or model.positions, data.longest)
-    single: list[dict[str, Any]] = [
-        {"training.gradient_checkpointing": True, "training.checkpoint_every": None},
-        {"training.tokens_per_pass": 256},
-        {"model.dtype": "bfloat16"} if machine.bfloat16 else {},
-        {"training.optimizer": "adamw_8bit"},
-        {"method": "lora", "training.freeze_layers": 0},
-        {"model.quantization": "nf4"},
-        {"model.max_length": max(8, rows // 2)},
-        {"model.max_length": max(8, rows // 4)},
-        {"lora.r": 8, "lora.alpha": 16, "lora.modules_to_save": None},
-    ]
-    pairs = [first | second for index, first in enumerate(single) for second in single[index + 1 :]]
-    sums = [{knob: value for change in single[:end] for knob, value in change.items()} for end in range(3, len(single) + 1)]
-    found: list[tuple[set[str], str]] = []
-    for spare in (False, True):  # changes that hold one that suffices come last
-        for values in [*single, *pairs, *sums]:
-            told = _told(config, values)
-            knobs = set(told.split(" and "))
-            wanted = told and all(told != known for _, known in found) and any(less <= knobs for less, _ in found) == spare
-            if wanted and len(found) < EDITS and _would_fit(config, values, machine, model, data):
-                found.append((knobs, told))
-    return tuple(told for _, told in found)
-
-
-def _told(config: RunConfig, values: dict[str, Any]) -> str:
-    """The knobs that a change really changes, as one would type them."""
-    before, after = config.model_dump(), config.with_values(values).model_dump()
-
-    def at(tree: dict[str, Any], path: str) -> Any:
-        for name in path.split("."):
-            tree = tree[name]
-        return tree
-
-    changed = [path for path in values if at(before, path) != at(after, path)]
-    return " and ".join(f"{path}={'null' if values[path] is None else values[path]}" for path in changed)
-
-
-def _would_fit(config: RunConfig, values: dict[str, Any], machine: Any, model: Any, data: DataFacts) -> bool:
+def _would_fit(config: RunConfig, machine: Any, model: Any, data: DataFacts) -> bool:
     try:
-        return _draft(config.with_values(values), machine, model, data).fits
+        return _draft(config, machine, model, data).fits
     except KitError:
         return False
