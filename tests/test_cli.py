@@ -22,6 +22,8 @@ from llm_finetune_kit import __version__
 from llm_finetune_kit.arguments import FLAGS
 from llm_finetune_kit.cli import COMMANDS, main
 from llm_finetune_kit.config import knobs
+from llm_finetune_kit.errors import KitError
+from llm_finetune_kit.terminal import folded
 
 ERROR = re.compile(r"^error\[([A-Z]+)-(\d{3})\] (.+)$", re.MULTILINE)
 ROWS = [{"prompt": f"Question {number}?", "response": f"Answer {number}."} for number in range(6)]
@@ -434,3 +436,14 @@ def test_a_fault_of_ours_says_so_and_keeps_its_traceback(
     log = Path(err.rsplit(" ", 1)[1].strip())
     assert "the roof fell in" in log.read_text() and "Traceback" in log.read_text()
     log.unlink()
+
+
+def test_long_errors_are_broken_between_words_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = KitError(1, "a problem of " + "many words " * 12, where="somewhere", why="because " * 20, fix="/a/path/" + "x" * 90)
+    assert folded(error) == str(error)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("llm_finetune_kit.terminal.width", lambda *_: 60)
+    lines = folded(error).split("\n")
+    assert max(len(line) for line in lines if "/a/path" not in line) <= 60
+    assert any(line.endswith("/a/path/" + "x" * 70 + "…") or "x" * 70 in line for line in lines), "a path is never broken"
+    assert " ".join(" ".join(lines).split()) == " ".join(str(error).split())

@@ -29,7 +29,7 @@ def test_a_plain_cpu_is_asked_without_torch() -> None:
 
 
 def test_a_cpu_without_bfloat16_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "_cpu_bfloat16", lambda: ("", "the CPU has neither amx_bf16 nor avx512_bf16"))
+    monkeypatch.setattr(hardware, "cpu_bfloat16", lambda: ("", "the CPU has neither amx_bf16 nor avx512_bf16"))
     monkeypatch.setattr(hardware, "_may_have_gpu", lambda: False)
     machine = this_machine()
     assert not machine.bfloat16 and machine.rates is not None
@@ -39,7 +39,7 @@ def test_a_cpu_without_bfloat16_says_so(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("name", GPUS)
 def test_every_gpu_of_the_table_is_found_by_its_name(name: str) -> None:
     machine = machine_named(name)
-    assert machine.name == name and machine.kind == "cuda" and machine.rates is not None
+    assert machine.name == f"{name} of {GPUS[name].memory:g} GiB" and machine.kind == "cuda" and machine.rates is not None
     assert machine.memory > 7e9 and machine.rates.narrow > 1e13
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from faces import ROOT, Done, finetune, start
+from faces import FINETUNE, ROOT, Done, finetune, start
 from hub import COMMIT, Hub, one_layer
 from llm_finetune_kit.cli import main
 from llm_finetune_kit.events import Stepped
 from llm_finetune_kit.folder import RunFolder
 from loopback import serving
+from test_machine_faults import unshared
 
 TINYLLAMA = "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
 GATED = "meta-llama/Llama-3.2-1B-Instruct"
@@ -164,3 +165,13 @@ def test_fault_133_a_cache_that_cannot_be_written_is_told(hub: Hub, place: Path)
     done, _ = ask(hub, place, "--model", "tinyllama", "--data", "sample:chat", f"model.cache_dir={place}/wall/inside")
     assert done.code == 5, done.err
     assert "error[MACHINE-00" in done.err
+
+
+def test_fault_133_a_full_cache_is_told(hub: Hub, place: Path) -> None:
+    (place / "tiny").mkdir()
+    variables = [f"{name}={value}" for name, value in (hub.environment | {"HF_HOME": str(place / "tiny")}).items()]
+    words = ("--model", "tinyllama", "--data", "sample:chat")
+    done = unshared(place, "mount -t tmpfs -o size=64k tmpfs tiny", "env", *variables, *FINETUNE, *words)
+    assert done.code == 5, done.err
+    assert f"error[MACHINE-002] {place / 'tiny'}" in done.err and "No space left" in done.err
+    assert "model.cache_dir or HF_HOME" in done.err and "Traceback" not in done.err

@@ -330,6 +330,18 @@ def test_fault_052_a_tokenizer_with_more_tokens_than_embeddings_is_told(model: P
         ("a\n{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}", 2, "writes without"),
         ("a\nb\n{{ 'x' * 9999999999 }}", 3, "huge numbers"),
         ("a\n{% if false %}{{ 9 ** (9 ** 9) }}{% endif %}", 2, "huge numbers"),
+        ("{% if messages|length > 9 %}\n{% for i in range(90000) %}hello{% endfor %}{% endif %}", None, "writes without end"),
+        (
+            "{% if tools and messages[0].role == 'system' %}\n{% for i in range(90000) %}hello{% endfor %}{% endif %}",
+            None,
+            "writes",
+        ),
+        ("{% if tools and add_generation_prompt %}\n{% for i in range(90000) %}hello{% endfor %}{% endif %}", None, "writes"),
+        (
+            "{% for m in messages if m.reasoning_content %}\n{% for i in range(90000) %}hello{% endfor %}{% endfor %}",
+            None,
+            "writes",
+        ),
         ("a\n{{ ''.__class__.__mro__[1].__subclasses__() }}", 2, "__class__"),
         ("a\n\n{% for m in messages %}{{ m.content }{% endfor %}", 3, "does not work"),
     ],
@@ -351,11 +363,15 @@ def test_fault_055_a_template_that_would_hang_or_break_out_is_refused_in_time(
 
 
 @pytest.mark.parametrize("name", ["TinyStories-656K", "stories260K-hf"])
-def test_fault_054_tied_weights_stay_tied_and_equal_through_saving_and_loading(shared: Path, tmp_path: Path, name: str) -> None:
+def test_fault_054_tied_weights_stay_tied_and_equal_through_saving_and_loading(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     model = train_all(load_base(locate(str(shared / "models" / name)), "float32"))
     with torch.no_grad():
         model.get_input_embeddings().weight.add_(0.25)
+    capsys.readouterr()
     checkpoint.weights_writer(model)(tmp_path)
+    assert capsys.readouterr().err == "", "no bars of libraries"
     again = load_base(locate(str(tmp_path)), "float32")
     assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
     here, there = (dict(one.named_parameters(remove_duplicate=False)) for one in (model, again))

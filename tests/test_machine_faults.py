@@ -175,6 +175,16 @@ def test_fault_137_a_gpu_that_is_hidden_or_does_not_answer_is_told(
     assert machine.gpu().fix == "unset CUDA_VISIBLE_DEVICES"
 
 
+def test_fault_137_a_gpu_without_bfloat16_is_told_without_torch(nvidia: Callable[..., None]) -> None:
+    nvidia("7.5")
+    assert machine.bfloat16().status == "warn"
+    assert machine.bfloat16().finding.startswith("compute capability 7.5; 8.0 is needed")
+    nvidia("8.6")
+    assert machine.bfloat16() == machine.Check("bfloat16", "ok", "compute capability 8.6")
+    nvidia("9.0", cuda=None)
+    assert "CPU" in machine.bfloat16().finding, "this torch trains on the processor"
+
+
 # --- 138, and the CPU path of 137 --------------------------------------------------------------------------
 
 

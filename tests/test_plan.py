@@ -37,6 +37,14 @@ KNOBS = (
 )  # fmt: skip
 
 
+def test_each_known_model_has_its_rank() -> None:
+    """R1: the rank comes from the registry; R4: rank 8 with strength 16 for LLaMA."""
+    llama = plan("huggyllama/llama-7b", machine_named("T4")).config.lora
+    assert (llama.r, llama.alpha) == (8, 16)
+    assert plan("gpt2").config.lora.r == 16
+    assert plan("llama-7b", machine_named("T4"), lora__r=32).config.lora.r == 32
+
+
 @pytest.mark.parametrize("knob", KNOBS)
 def test_every_choice_has_a_reason(knob: str) -> None:
     assert any(choice.knob == knob and len(choice.reason) > 10 for choice in plan("smollm2-135m").choices)
@@ -127,7 +135,7 @@ def test_what_cannot_fit_is_refused_with_changes_that_do() -> None:
             key: json.loads(value) if value[0].isdigit() else value
             for key, _, value in (one.partition("=") for one in edit.split(" and "))
         }
-        values = {key: {"True": True, "null": None}.get(str(value), value) for key, value in values.items()}
+        values = {key: {"true": True, "null": None}.get(str(value), value) for key, value in values.items()}
         config = RunConfig().with_values({"model.name": "tinyllama", "method": "full"} | values)
         assert make_plan(config, tight, facts_by_name("tinyllama"), DATA).fits
 
@@ -158,6 +166,56 @@ def test_fault_070_a_disk_that_is_too_small_is_told_before_anything_starts() -> 
 def test_unknown_layers_are_refused() -> None:
     with pytest.raises(ConfigError, match="no layer nothing"):
         plan("gpt2", lora__target_modules=["nothing"])
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "told"),
+    [
+        ("gpt2", {"lora__variant": "dora", "lora__init": "pissa"}, "do not go together"),
+        ("gpt2", {"lora__bias": "all", "model__quantization": "nf4"}, "biases of a quantized model"),
+        ("gpt2", {"method": "full", "model__quantization": "nf4"}, "cannot be trained in full"),
+        ("gpt2", {"method": "full", "training__freeze_layers": 13}, "has only 12 blocks"),
+        ("tinyllama", {"lora__init": "pissa", "lora__r": 257, "lora__target_modules": ["q_proj", "k_proj"]}, "256 outputs"),
+        ("gpt2", {"model__max_length": 1025}, "has 1,024 positions"),
+    ],
+)
+def test_what_excludes_each_other_or_is_more_than_the_model_has_is_refused(name: str, values: dict[str, Any], told: str) -> None:
+    long = replace(DATA, longest=2000)
+    with pytest.raises(ConfigError, match=told) as caught:
+        plan(name, data=long, **values)
+    assert caught.value.fix
+
+
+def test_biases_that_are_trained_keep_the_plan_from_quantizing() -> None:
+    tight = replace(CPU, free_memory=int(2.5e9))
+    assert plan("tinyllama", tight).config.model.quantization == "nf4"
+    with pytest.raises(MachineError):
+        plan("tinyllama", tight, lora__bias="all")
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"method": "full", "lora__r": 8, "lora__variant": "dora"}, "lora.r, lora.variant will not be used"),
+        ({"lora__bias": "all"}, "lora.bias will not be used: tinyllama has no biases"),
+        ({"training__freeze_layers": 2}, "training.freeze_layers will not be used"),
+        ({"model__double_quantization": False}, "model.double_quantization will not be used"),
+        ({"training__checkpoint_every": 2, "training__gradient_checkpointing": False}, "checkpoint_every will not be used"),
+        ({"model__max_length": 5000}, "model.max_length=5,000 is more than the 2,048 tokens that tinyllama was made for"),
+    ],
+)
+def test_what_will_not_be_used_or_not_be_understood_is_a_warning(values: dict[str, Any], told: str) -> None:
+    large = replace(CPU, free_memory=10**11)
+    assert any(told in warning for warning in plan("tinyllama", large, **values).warnings)
+    assert not any("will not" in warning or "made for" in warning for warning in plan("tinyllama").warnings)
+    packed = plan("tinyllama", model__double_quantization=False, model__quantization="nf4", model__max_length=2048)
+    assert not any("will not" in warning or "made for" in warning for warning in packed.warnings)
+
+
+def test_to_ask_for_every_nth_block_is_to_ask_for_recomputation() -> None:
+    made = plan("tinyllama", training__checkpoint_every=2)
+    assert made.config.training.gradient_checkpointing is True and made.config.training.checkpoint_every == 2
+    assert made.memory["activations"] < plan("tinyllama").memory["activations"]
 
 
 # --- time and cost -----------------------------------------------------------------------------------------

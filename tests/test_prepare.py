@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ from llm_finetune_kit.config import DataSection
 from llm_finetune_kit.data import cache, prepare, similar
 from llm_finetune_kit.data.masks import Tokens
 from llm_finetune_kit.data.mixing import mixed
+from llm_finetune_kit.data.prepare import limited
+from llm_finetune_kit.data.sources import read_source
+from llm_finetune_kit.data.sources.hub_rows import Licence
 from llm_finetune_kit.data.split import split
 from llm_finetune_kit.errors import ConfigError, DataError
 from llm_finetune_kit.models.locate import demo_folder
@@ -192,3 +196,12 @@ def test_no_training_data_is_a_config_error() -> None:
         prepare.training_sets(DataSection())
     with pytest.raises(DataError):
         prepare.read("nothing_here.jsonl", DataSection())
+
+
+def test_a_licence_that_restricts_use_is_a_warning_by_its_flag() -> None:
+    source = read_source([{"prompt": "a", "response": "b"}])
+    assert limited(source) == []
+    assert limited(replace(source, licence=Licence("CC BY 4.0", commercial=True))) == []
+    assert limited(replace(source, licence=Licence("Some licence", commercial=False))) == [
+        "rows: non-commercial licence (Some licence)"
+    ]

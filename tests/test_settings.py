@@ -414,6 +414,13 @@ def test_fault_044_the_command_line_must_not_contradict_itself(tmp_path: Path) -
     assert load_config(None, ["seed=1", "training.seed=1"])[0].training.seed == 1
 
 
+def test_a_model_in_place_of_a_config_is_told_where_it_belongs() -> None:
+    for name in ("tinyllama", "Qwen/Qwen3-0.6B"):
+        with pytest.raises(ConfigError, match="no such config file") as caught:
+            load_config(name)
+        assert caught.value.fix == f"to name a model write --model {name}"
+
+
 def test_a_fault_of_the_command_line_does_not_blame_the_file(tmp_path: Path) -> None:
     error = refused(tmp_path, "training:\n  max_steps: 5\n", "training.max_steps=0")
     assert error.where == "command line"
@@ -491,6 +498,51 @@ def test_a_spelling_of_another_tool_is_taken_and_ours_is_named(tmp_path: Path, t
     knob, value = SPELLINGS[text]
     assert get(config, knob) == value
     assert len(notes) == 1 and notes[0].endswith(f"is called {knob} here")
+
+
+@pytest.mark.parametrize(
+    ("text", "knob", "value"),
+    [
+        ("use_4bit: true\nbnb_4bit_quant_type: fp4", "model.quantization", "fp4"),
+        ("bnb_4bit_quant_type: fp4\nuse_4bit: true", "model.quantization", "fp4"),
+        ("use_4bit: true\nbnb_4bit_quant_type: nf4", "model.quantization", "nf4"),
+        ("use_4bit: false\nbnb_4bit_quant_type: fp4", "model.quantization", None),
+        ("model:\n  bnb_4bit_quant_type: nf4\n  use_4bit: false", "model.quantization", None),
+        ("bnb_4bit_quant_type: fp4\nload_in_8bit: false\nload_in_4bit: true", "model.quantization", "fp4"),
+        ("bnb_4bit_quant_type: fp4\nload_in_8bit: false", "model.quantization", "fp4"),
+        ("load_in_8bit: true\nbnb_4bit_quant_type: nf4", "model.quantization", "int8"),
+        ("load_in_4bit: false\nbnb_4bit_quant_type: fp4\nload_in_8bit: true", "model.quantization", "int8"),
+        ("quantization_bit: 4\nbnb_4bit_quant_type: fp4", "model.quantization", "fp4"),
+        ("fp16: false\nbf16: true", "model.dtype", "bfloat16"),
+        ("training: {fp16: true, bf16: false}", "model.dtype", "float16"),
+        ("use_rslora: false\nuse_dora: true", "lora.variant", "dora"),
+    ],
+)
+def test_a_switch_and_its_kind_go_together(tmp_path: Path, text: str, knob: str, value: Any) -> None:
+    path = tmp_path / "cfg.yaml"
+    path.write_text(text)
+    config, notes = load_config(path)
+    assert get(config, knob) == value
+    off = [note for note in notes if "counts for nothing" in note]
+    assert len(off) == (value is None)
+    words = [line.strip().replace(": ", "=") for line in text.replace("model:\n", "").split("\n")]
+    if "{" not in text:
+        assert get(load_config(None, words)[0], knob) == value, "the command line too"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "load_in_4bit: true\nload_in_8bit: true",
+        "use_rslora: true\nuse_dora: true",
+        "fp16: true\nbf16: true",
+        "use_4bit: true\nmodel: {quantization: null}",
+        "use_4bit: true\nmodel: {quantization: int8}",
+        "bnb_4bit_quant_type: fp4\nmodel: {bnb_4bit_quant_type: nf4}",
+    ],
+)
+def test_two_switches_that_are_both_on_contradict_each_other(tmp_path: Path, text: str) -> None:
+    assert "is given twice" in refused(tmp_path, text).problem
 
 
 def test_every_alias_stands_for_a_knob_and_is_no_knob_itself() -> None:

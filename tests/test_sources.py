@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from llm_finetune_kit.data.sources import Source, files, held_out_beside, read_source
+from llm_finetune_kit.data.sources.hub_rows import Licence
 from llm_finetune_kit.errors import DataError, MachineError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -422,12 +423,12 @@ def test_local_copies_of_named_sets_come_first(tmp_path: Path) -> None:
     write(tmp_path, "data/alpaca_data.json.gz", gzip.compress(b'[{"instruction": "a", "output": "b"}]'))
     write(tmp_path, "dialogues_text.txt", "Hi . __eou__ Hello . __eou__\nBye . __eou__ Bye ! __eou__\n")
     alpaca = read_source("alpaca#1", base=tmp_path)
-    assert alpaca.rows == [{"instruction": "a", "output": "b"}] and alpaca.licence == "CC BY-NC 4.0"
-    assert "alpaca is read from" in alpaca.notes[0] and any("non-commercial" in note for note in alpaca.notes)
+    assert alpaca.rows == [{"instruction": "a", "output": "b"}] and alpaca.licence == Licence("CC BY-NC 4.0", commercial=False)
+    assert "alpaca is read from" in alpaca.notes[0]
     for name in ("daily_dialog", "dailydialog"):
         dialogues = read_source(name, base=tmp_path)
         assert dialogues.rows == [{"dialog": ["Hi .", "Hello ."]}, {"dialog": ["Bye .", "Bye !"]}]
-        assert dialogues.licence == "CC BY-NC-SA 4.0"
+        assert dialogues.licence == Licence("CC BY-NC-SA 4.0", commercial=False)
         assert held_out_beside(name, base=tmp_path) is None
     os.remove(tmp_path / "dialogues_text.txt")
     for part in ("train", "validation"):
@@ -435,7 +436,7 @@ def test_local_copies_of_named_sets_come_first(tmp_path: Path) -> None:
         write(tmp_path, f"data/daily_dialog/{part}.jsonl", f'{{"dialog": ["{part}", "b"]}}\n')
     assert held_out_beside("daily_dialog", base=tmp_path) == "daily_dialog:validation"
     held_out = read_source("daily_dialog:validation", base=tmp_path)
-    assert held_out.rows[0]["dialog"][0] == "validation" and held_out.licence == "CC BY-NC-SA 4.0"
+    assert held_out.rows[0]["dialog"][0] == "validation" and held_out.licence is not None
 
 
 # --- real files and speed ----------------------------------------------------------------------------------

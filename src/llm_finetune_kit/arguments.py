@@ -48,6 +48,9 @@ class Parser(argparse.ArgumentParser):
         found = re.fullmatch(r"argument (\S+/)?(--\S+): expected one argument", message)
         if found:
             message = f"{found[2]} needs a value"
+        wrong = re.fullmatch(r"argument (\S+/)?(--\S+): invalid (int|float) value: (.+)", message)
+        if wrong:
+            message = f"{wrong[2]} is {wrong[4]}, expected a {'whole ' if wrong[3] == 'int' else ''}number"
         missing = re.fullmatch(r"the following arguments are required: (--\w+).*", message)
         if missing:
             raise UsageError(2, f"{missing[1]} is missing", fix=f"for example: {self.prog} {EXAMPLE_OF[missing[1]]}")

@@ -37,16 +37,23 @@ class KnownModel:
     template: str  # family of its chat template; `default` where its tokenizer brings none
     gated: bool = False
     lora_r: int = 16
+    commercial: bool = True  # False where the licence forbids commercial use
     note: str = ""
+
+    @property
+    def terms(self) -> str:
+        """The licence in words."""
+        return self.license if self.commercial else f"{self.license}, not for commercial use"
 
     @property
     def memory(self) -> Guidance:
         return next(guidance for most, guidance in GUIDANCE if self.parameters <= most)
 
 
-RESEARCH = "LLaMA (research only)"
+COPY = "a third party's copy, whose card names no licence of its own; Meta released LLaMA for research only"
 
-# Parameters and licences as the model cards state them, sizes as their config files do.
+# Parameters and licences as the model cards state them (the licences as other projects quote those cards, in November 2026),
+# sizes as their config files do.
 MODELS: dict[str, KnownModel] = {
     DEMO: KnownModel("", 4_492_032, "CC BY-SA 4.0", "default", note="small model inside the package, for a first try"),
     "smollm2-135m": KnownModel("HuggingFaceTB/SmolLM2-135M-Instruct", 134_515_008, "Apache-2.0", "chatml"),
@@ -58,8 +65,8 @@ MODELS: dict[str, KnownModel] = {
     "llama-3.2-1b": KnownModel("meta-llama/Llama-3.2-1B-Instruct", 1_235_814_400, "Llama 3.2", "llama-3", gated=True),
     "llama-3.2-3b": KnownModel("meta-llama/Llama-3.2-3B-Instruct", 3_212_749_824, "Llama 3.2", "llama-3", gated=True),
     "llama-3.1-8b": KnownModel("meta-llama/Llama-3.1-8B-Instruct", 8_030_261_248, "Llama 3.1", "llama-3", gated=True),
-    "llama-7b": KnownModel("huggyllama/llama-7b", 6_738_415_616, RESEARCH, "default", lora_r=8),
-    "llama-13b": KnownModel("huggyllama/llama-13b", 13_015_864_320, RESEARCH, "default", lora_r=8),
+    "llama-7b": KnownModel("huggyllama/llama-7b", 6_738_415_616, "LLaMA", "default", lora_r=8, commercial=False, note=COPY),
+    "llama-13b": KnownModel("huggyllama/llama-13b", 13_015_864_320, "LLaMA", "default", lora_r=8, commercial=False, note=COPY),
     "llama-2-7b": KnownModel("meta-llama/Llama-2-7b-chat-hf", 6_738_415_616, "Llama 2", "llama-2", gated=True, lora_r=8),
     "llama-2-13b": KnownModel("meta-llama/Llama-2-13b-chat-hf", 13_015_864_320, "Llama 2", "llama-2", gated=True, lora_r=8),
     "codellama-7b": KnownModel("codellama/CodeLlama-7b-Instruct-hf", 6_738_546_688, "Llama 2", "llama-2", lora_r=8),
@@ -68,7 +75,7 @@ MODELS: dict[str, KnownModel] = {
     "phi-3.5-mini": KnownModel("microsoft/Phi-3.5-mini-instruct", 3_821_079_552, "MIT", "phi-3"),
     "qwen2.5-0.5b": KnownModel("Qwen/Qwen2.5-0.5B-Instruct", 494_032_768, "Apache-2.0", "chatml"),
     "qwen2.5-1.5b": KnownModel("Qwen/Qwen2.5-1.5B-Instruct", 1_543_714_304, "Apache-2.0", "chatml"),
-    "qwen2.5-3b": KnownModel("Qwen/Qwen2.5-3B-Instruct", 3_085_938_688, "Qwen Research (non-commercial)", "chatml"),
+    "qwen2.5-3b": KnownModel("Qwen/Qwen2.5-3B-Instruct", 3_085_938_688, "Qwen Research", "chatml", commercial=False),
     "qwen2.5-7b": KnownModel("Qwen/Qwen2.5-7B-Instruct", 7_615_616_512, "Apache-2.0", "chatml"),
     "qwen3-0.6b": KnownModel("Qwen/Qwen3-0.6B", 596_049_920, "Apache-2.0", "chatml"),
     "qwen3-1.7b": KnownModel("Qwen/Qwen3-1.7B", 1_720_574_976, "Apache-2.0", "chatml"),

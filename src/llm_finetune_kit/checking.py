@@ -181,6 +181,11 @@ def converted(spec: Any, config: RunConfig, *, to: str, out: Path, overwrite: bo
     lost: Counter[str] = Counter()
     rows = list(convert(formatted.examples, to, lost))
     write_rows(out, rows, overwrite=overwrite)
-    notes = [*source.notes, *formatted.warnings, *(f"{count:,} rows: they {what}" for what, count in lost.items())]
+    notes = [
+        *prepare.limited(source),
+        *source.notes,
+        *formatted.warnings,
+        *(f"{count:,} rows: they {what}" for what, count in lost.items()),
+    ]
     left = len(formatted.dropped)
     return len(rows), notes + ([f"{left:,} rows could not be used and are not in it"] if left else [])

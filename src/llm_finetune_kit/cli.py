@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def guarded(work: Callable[[], int]) -> int:
     """The exit code of some work, with its errors told as a person wants to read them."""
-    from llm_finetune_kit.terminal import drop_closed_streams
+    from llm_finetune_kit.terminal import drop_closed_streams, folded
 
     _calm()
     try:
@@ -59,7 +59,7 @@ def guarded(work: Callable[[], int]) -> int:
         print(end="", flush=True)
         return code
     except KitError as error:
-        print(error, file=sys.stderr)
+        print(folded(error), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped; nothing was being trained", file=sys.stderr)
@@ -152,6 +152,7 @@ def _parser(command: str) -> Parser:
     if command == "doctor":
         parser.add_argument("--output-dir", default="outputs", help="folder that will hold the runs")
         parser.add_argument("--online", action="store_true", help="ask the hub for an answer, too")
+        parser.add_argument("--deep", action="store_true", help="import torch and the extras, too, which takes some seconds")
     if command in ("plan", "models", "doctor", "generate", "eval"):
         parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -263,23 +264,34 @@ def _models(asked: argparse.Namespace) -> int:
     if asked.json:
         print(json.dumps(found, indent=2))
         return 0
-    from llm_finetune_kit.terminal import print_table, show
+    from llm_finetune_kit.terminal import WIDE, print_pairs, print_table, show, width
 
-    heads = ("name", "hub id", "size", "licence", "fits here")
-    print_table(heads, [(row["name"], *_shown(row), row["fits"]) for row in found])
-    show(f"\nfits: what fine-tuning it takes on {machine.name}; any other hub id or local folder works too")
+    heads = ("name", "weights", "GPU memory", "takes", "licence", "hub id")
+    shown = len(heads) if width() >= WIDE else len(heads) - 1
+    print_table(heads[:shown], [_shown(row)[:shown] for row in found])
+    show("" if found else f"none of the known models can be fine-tuned on {machine.name}\n")
+    takes = "LoRA; with recompute (LoRA, activations computed twice); QLoRA (4 bits); no"
+    means = [
+        ("GPU memory", "the least and the recommended for adapters, by a rule of thumb", ""),
+        ("takes", f"reckoned for {machine.name}, adapters of rank 16 and rows of 512 tokens: {takes}", ""),
+        ("licence", "* not for commercial use; gated: to be accepted on the hub first", ""),
+        ("others", "any other hub id or local folder works too", "--json has hub ids and templates"),
+    ]
+    print_pairs(means)
     return 0
 
 
-def _shown(row: dict[str, Any]) -> tuple[str, str, str]:
-    licence = f"{row['license']}{', gated' if row['gated'] else ''}"
-    return row["hub_id"] or "in the package", _count(row["parameters"]), licence
+def _shown(row: dict[str, Any]) -> tuple[str, ...]:
+    four = ", 4 bits" if row["quantization"] == "required" else ""
+    memory = f"{row['minimum_gb']}-{row['recommended_gb']} GB{four}"
+    licence = f"{row['license']}{', gated' if row['gated'] else ''}{'' if row['commercial'] else ' *'}"
+    return row["name"], _count(row["parameters"]), memory, row["fits"], licence, row["hub_id"] or "in the package"
 
 
 def _doctor(asked: argparse.Namespace) -> int:
     from llm_finetune_kit.doctor import examine
 
-    found = examine(Path(asked.output_dir), online=asked.online)
+    found = examine(Path(asked.output_dir), online=asked.online, deep=asked.deep)
     worst = MachineError.exit_code if any(check.status == "fail" for check in found) else 0
     if asked.json:
         print(json.dumps([vars(check) for check in found], indent=2))
@@ -294,7 +306,9 @@ def _doctor(asked: argparse.Namespace) -> int:
 
 def _count(number: int) -> str:
     """1,100,048,384 as `1.1 B`."""
-    return f"{number / 1e9:.1f} B" if number >= 1e9 else f"{number / 1e6:.0f} M"
+    if number >= 999_500_000:
+        return f"{number / 1e9:.1f} B"
+    return f"{number / 1e6:.0f} M" if number >= 10_000_000 else f"{number / 1e6:.1f} M"
 
 
 def _which_model(asked: argparse.Namespace) -> str:

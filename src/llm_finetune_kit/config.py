@@ -236,6 +236,7 @@ ALIASES: dict[str, str] = {
     "model.max_seq_length": "model.max_length",
     "data.max_length": "model.max_length",
     "training.max_length": "model.max_length",
+    "cache_dir": "model.cache_dir",
     "torch_dtype": "model.dtype",
     "use_4bit": "model.quantization",
     "model.use_4bit": "model.quantization",
@@ -246,6 +247,12 @@ ALIASES: dict[str, str] = {
     "quantization_bit": "model.quantization",
     "model.bnb_4bit_quant_type": "model.quantization",
     "bnb_4bit_quant_type": "model.quantization",
+    "model.bnb_4bit_compute_dtype": "model.dtype",
+    "bnb_4bit_compute_dtype": "model.dtype",
+    "fp16": "model.dtype",
+    "training.fp16": "model.dtype",
+    "bf16": "model.dtype",
+    "training.bf16": "model.dtype",
     "use_nested_quant": "model.double_quantization",
     "model.use_nested_quant": "model.double_quantization",
     "bnb_4bit_use_double_quant": "model.double_quantization",
@@ -327,6 +334,8 @@ VALUES: dict[str, dict[Any, Any]] = {
     "load_in_4bit": {True: "nf4", False: None},
     "load_in_8bit": {True: "int8", False: None},
     "quantization_bit": {4: "nf4", 8: "int8"},
+    "fp16": {True: "float16", False: None},
+    "bf16": {True: "bfloat16", False: None},
     "use_rslora": {True: "rslora", False: "lora"},
     "use_dora": {True: "dora", False: "lora"},
     "report_to": {"none": None},
@@ -337,6 +346,28 @@ VALUES: dict[str, dict[Any, Any]] = {
         "paged_adamw_32bit": "paged_adamw",
     },
 }
+
+FOUR_BITS = "bnb_4bit_quant_type"  # which 4 bits, where another spelling says whether there are any
+
+
+def combined(said: list[tuple[str, Any]]) -> list[Any]:
+    """What spellings of one knob with their values add up to: one value, or several where they contradict each other.
+
+    A switch that is off gives way to what another one says, and the kind of 4 bits counts only where 4 bits are on.
+    """
+    kinds = [value for name, value in said if name == FOUR_BITS]
+    if kinds.count(kinds[-1] if kinds else None) < len(kinds):
+        return kinds
+    others = [(name, value) for name, value in said if name != FOUR_BITS]
+    loud = [(name, value) for name, value in others if not (name in VALUES and value == VALUES[name].get(False, ...))]
+    found: list[Any] = []
+    for name, value in loud:
+        meant = kinds[-1] if kinds and name in VALUES and value == "nf4" else value
+        found += [] if meant in found else [meant]
+    off = any(name in VALUES and VALUES[name].get(True) == "nf4" for name, _ in others)
+    if not found:
+        found = kinds[-1:] if kinds and not off else [others[0][1]]
+    return found
 
 
 def demo_values() -> dict[str, Any]:

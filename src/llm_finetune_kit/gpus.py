@@ -81,6 +81,7 @@ def gpu_named(name: str) -> Gpu:
         return found
     near = [plain[match].name for match in nearest(key, list(plain), 3)]
     hint = f"did you mean {' or '.join(dict.fromkeys(near))}? " if near else ""
+    hint = "name its memory too, such as `cpu 16GB`; " if key.startswith("cpu") else hint
     fix = f"{hint}known are {', '.join(GPUS)}, M1 to M4 (Pro, Max) with their memory, and `cpu 16GB`"
     raise MachineError(21, f"no machine is called {name}", where="--on", fix=fix)
 

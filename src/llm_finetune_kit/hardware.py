@@ -21,6 +21,7 @@ from llm_finetune_kit.plan.speed import Rates
 
 # bfloat16's matrix products over float32's, measured: with tiles (AMX) 2,795 and 417 GFLOP/s, with vectors 800 and 190
 NARROW = {"amx_bf16": 6.7, "avx512_bf16": 4.2}
+NATIVE = (8, 0)  # the compute capability from which NVIDIA's GPUs compute bfloat16
 SIGNS = ("/proc/driver/nvidia", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")  # of a GPU and its driver, on Linux and in WSL
 _trim: Any = None  # the C library's function, looked up once
 
@@ -54,7 +55,7 @@ def this_machine(folder: Path = Path(".")) -> Machine:
     if found is not None:
         return replace(found, attended=attended)
     total, free = _memory()
-    flag, why = _cpu_bfloat16()
+    flag, why = cpu_bfloat16()
     rates = _cpu_rates(flag)
     return Machine("cpu", _cpu_name(), usable_cores(), total, free, disk, bool(flag), why, rates, attended=attended)
 
@@ -65,15 +66,16 @@ def machine_named(name: str) -> Machine:
     asked = re.fullmatch(r"cpu\s+(\d+(?:\.\d+)?)\s*gi?b?", name.strip().lower())
     if asked:
         memory = int(float(asked[1]) * GIB)
-        flag, why = _cpu_bfloat16()  # its speed and its formats are taken to be this machine's
+        flag, why = cpu_bfloat16()  # its speed and its formats are taken to be this machine's
         return Machine("cpu", f"CPU {asked[1]}GB", cores, memory, int(0.9 * memory), 10**12, bool(flag), why, _cpu_rates(flag))
     gpu = gpu_named(name)
     memory = int(gpu.memory * GIB)
     rate = gpu.tflops * 1e12
     said = "reported for this GPU" if gpu.measured else "an estimate from the maker's figure"
     rates = Rates(rate / 4, rate, cores, f"{gpu.name}: {gpu.tflops:g} TFLOP/s, {said}")
-    why = f"{gpu.name} computes it" if gpu.bfloat16 else f"{gpu.name} is too old for it"
-    return Machine(gpu.kind, gpu.name, cores, memory, memory, 10**12, gpu.bfloat16, why, rates, gpu.price)
+    why = f"{gpu.name} computes it" if gpu.bfloat16 else f"{gpu.name} is too old for bfloat16"
+    named = gpu.name if gpu.kind == "mps" else f"{gpu.name} of {gpu.memory:g} GiB"
+    return Machine(gpu.kind, named, cores, memory, memory, 10**12, gpu.bfloat16, why, rates, gpu.price)
 
 
 def _may_have_gpu() -> bool:
@@ -88,7 +90,7 @@ def _accelerator(disk: int) -> Machine | None:
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         capability = torch.cuda.get_device_capability()
-        native = capability >= (8, 0) or torch.version.hip is not None
+        native = capability >= NATIVE or torch.version.hip is not None
         why = f"compute capability {'.'.join(map(str, capability))}"
         name = torch.cuda.get_device_name()
         rates, price = _known_rates(name, total, cores)
@@ -133,11 +135,20 @@ def _cpu_rates(flag: str) -> Rates:
     return Rates(rate, rate * NARROW.get(flag, 1.0), usable_cores(), "a short measurement of this CPU's float32 products")
 
 
-def usable_cores() -> int:
-    """Cores this process may use: those of the container, or fewer where OMP_NUM_THREADS asks for that."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def allowed_cores() -> int:
+    """Cores that this process may be run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def asked_threads() -> int | None:
+    """What OMP_NUM_THREADS asks for; None where it says nothing that counts."""
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    return min(cores, int(asked)) if asked.isdecimal() and int(asked) > 0 else cores
+    return int(asked) if asked.isdecimal() and int(asked) > 0 else None
+
+
+def usable_cores() -> int:
+    """Cores this process may use: those it is allowed, or fewer where OMP_NUM_THREADS asks for that."""
+    return min(filter(None, (allowed_cores(), asked_threads())))
 
 
 def _existing(folder: Path) -> Path:
@@ -166,7 +177,7 @@ def _memory() -> tuple[int, int]:
     return total, free
 
 
-def _cpu_bfloat16() -> tuple[str, str]:
+def cpu_bfloat16() -> tuple[str, str]:
     """The instructions that compute bfloat16 here ("" for none), and that in words."""
     try:
         flags = Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split()

@@ -62,12 +62,19 @@ class _Sets:
 
 
 def prepare_run(
-    config: RunConfig, listen: Listen = ignore, *, machine: Any = None, price: float | None = None, force: bool = False
+    config: RunConfig,
+    listen: Listen = ignore,
+    *,
+    machine: Any = None,
+    price: float | None = None,
+    force: bool = False,
+    weights: bool = True,
 ) -> Material:
     """All that happens before the weights are loaded: data, tokenizer, masks, gate, facts and plan.
 
     Cheap failures first: names and files are checked before torch is imported. `machine` is planned for instead of
-    this one, `price` is in dollars an hour, and with `force` a run that seems not to fit is planned all the same.
+    this one, `price` is in dollars an hour, and with `force` a run that seems not to fit is planned all the same. Without
+    `weights` those of a model on the hub are not fetched.
     """
     if config.model.name is None:
         raise ConfigError(
@@ -78,22 +85,8 @@ def prepare_run(
     apart = prepare.held_out_set(config.data)
     read = _read(config, named, apart, listen)
 
-    if config.model.quantization is not None and config.method == "lora":
-        require_bitsandbytes()
-    wanted = config.model
-    located = locate(
-        str(wanted.name), revision=wanted.revision, cache_dir=wanted.cache_dir, trust_remote_code=wanted.trust_remote_code
-    )
-    from llm_finetune_kit.models.tokenizer import load_tokenizer
-
-    chat = load_tokenizer(located.folder, config.data.template, trusted=located.trusted)
-    from llm_finetune_kit.models.facts import model_facts
-
-    model = model_facts(located.folder, str(config.model.name), trusted=located.trusted)
-    if not config.lora.modules_to_save:  # else the embeddings may grow with the tokenizer
-        check_vocabulary(chat, model.vocabulary)
+    located, chat, model = _model(config, weights)
     sets = (_streamed if isinstance(read, _Streamed) else _in_memory)(config, read, chat, model.positions)
-
     longest = int(max(tokens.lengths.max() for tokens in (sets.sample, sets.held_out) if tokens is not None))
     length = config.model.max_length or longest
     sample, held_out, masks, warnings = _gated(config, chat, sets, length)
@@ -109,14 +102,47 @@ def prepare_run(
         train, sets.train.max_length = sets.train, decided
     chat.thinking = masks.thinking  # asked later as it was trained
     learned = {"masks": _mask_report(masks, held_out, sets.origin, longest, chat), "xray": _xray(sets, chat, decided)}
-    warnings = [*sets.warnings, *warnings, *plan.warnings]
+    warnings = [*_idle(config, located), *sets.warnings, *warnings, *plan.warnings]
+    _tell(listen, plan, machine, _notes(sets, train, held_out), warnings)
+    shown = sample if held_out is None else held_out
+    return Material(chat, located, train, held_out, shown, sets.report | learned, plan, warnings, model, facts, sets.train_place)
+
+
+def _model(config: RunConfig, weights: bool) -> tuple[Any, Any, Any]:
+    """Where the model is, its tokenizer and its sizes."""
+    wanted = config.model
+    if weights and wanted.quantization is not None and config.method == "lora":
+        require_bitsandbytes()
+    located = locate(
+        str(wanted.name),
+        revision=wanted.revision,
+        cache_dir=wanted.cache_dir,
+        weights=weights or Path(str(wanted.name)).is_dir(),
+        trust_remote_code=wanted.trust_remote_code,
+    )
+    from llm_finetune_kit.models.tokenizer import load_tokenizer
+
+    chat = load_tokenizer(located.folder, config.data.template, trusted=located.trusted)
+    from llm_finetune_kit.models.facts import model_facts
+
+    model = model_facts(located.folder, str(wanted.name), trusted=located.trusted)
+    if not config.lora.modules_to_save:  # else the embeddings may grow with the tokenizer
+        check_vocabulary(chat, model.vocabulary)
+    return located, chat, model
+
+
+def _idle(config: RunConfig, located: Any) -> list[str]:
+    """Settings of the hub, where the model does not come from there."""
+    given = [f"model.{name}" for name in ("revision", "cache_dir") if getattr(config.model, name) is not None]
+    return [f"{' and '.join(given)} will not be used: {located.name} is no model of the hub"] if given and located.local else []
+
+
+def _tell(listen: Listen, plan: Plan, machine: Any, notes: list[str], warnings: list[str]) -> None:
     listen(Planned(plan.to_dict() | {"machine": machine.name}))
-    for note in _notes(sets, train, held_out):
+    for note in notes:
         listen(Noted(note))
     for warning in warnings:
         listen(Warned(warning))
-    shown = sample if held_out is None else held_out
-    return Material(chat, located, train, held_out, shown, sets.report | learned, plan, warnings, model, facts, sets.train_place)
 
 
 # --- reading -----------------------------------------------------------------------------------------------

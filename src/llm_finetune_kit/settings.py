@@ -12,7 +12,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import ValidationError
 
-from llm_finetune_kit.config import ALIASES, VALUES, RunConfig, knobs
+from llm_finetune_kit.catalog import short_name
+from llm_finetune_kit.config import ALIASES, VALUES, RunConfig, combined, knobs
 from llm_finetune_kit.errors import ConfigError, nearest
 from llm_finetune_kit.plain_yaml import read_value, read_yaml
 
@@ -28,6 +29,7 @@ class _Draft:
 
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
+    said: dict[str, list[tuple[str, Any]]] = field(default_factory=dict)  # spellings in the place of now, with their values
     notes: list[str] = field(default_factory=list)
     faults: list[ConfigError] = field(default_factory=list)
 
@@ -45,13 +47,26 @@ class _Draft:
         if knob != path:
             self.notes.append(f"{path} is called {knob} here")
         old, where = self.values.get(knob), self.places.get(knob)
+        again = where is not None and _source(where) == _source(place)
+        self.said[knob] = [*(self.said[knob] if again else ()), (path.rpartition(".")[2], value)]
         if where is not None and value != old:
-            if _source(where) == _source(place):
-                problem = f"{knob} is given twice: {_shown(old)} and {_shown(value)}"
-                self.faults.append(ConfigError(7, problem, where=_both(where, place), fix="keep one of them"))
-            elif place:
+            value = self._settled(knob, old, value, where, place) if again else value
+            if not again and place:
                 self.notes.append(f"{knob} is {_shown(value)} from the {place}, not {_shown(old)} from {where}")
         self.values[knob], self.places[knob] = value, place
+
+    def _settled(self, knob: str, old: Any, value: Any, where: str, place: str) -> Any:
+        """What one place means that says two things of a knob: a switch and its kind go together, all else is a fault."""
+        meant = combined(self.said[knob])
+        self.notes = [note for note in self.notes if not note.startswith(f"{knob} is null: ")]
+        if len(meant) == 1:
+            if meant[0] is None:
+                off, idle = ([name for name, said in self.said[knob] if (said is None) == empty] for empty in (True, False))
+                self.notes.append(f"{knob} is null: {off[0]} switches it off, so {idle[0]} counts for nothing")
+            return meant[0]
+        problem = f"{knob} is given twice: {_shown(old)} and {_shown(value)}"
+        self.faults.append(ConfigError(7, problem, where=_both(where, place), fix="keep one of them"))
+        return value
 
 
 def load_config(
@@ -120,6 +135,8 @@ def _missing(path: Path) -> ConfigError:
     fix = f"did you mean {path.parent / near[0]}?" if near else "check the path; configs/ holds examples"
     if path.name in KNOBS or path.name in ALIASES:
         fix = f"to set a knob write {path.name}=VALUE"
+    elif short_name(str(path)):
+        fix = f"to name a model write --model {path}"
     return ConfigError(1, "no such config file", where=str(path), fix=fix)
 
 

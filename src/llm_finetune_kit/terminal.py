@@ -28,11 +28,33 @@ def show(*things: Any, style: str | None = None) -> None:
     """
     from rich.console import Console
 
-    width = None if sys.stdout and sys.stdout.isatty() else WIDE
-    console = Console(file=sys.stdout, width=width, markup=False, highlight=False, emoji=False)
+    console = Console(file=sys.stdout, width=width(), height=WIDE, markup=False, highlight=False, emoji=False)
     with console.capture() as captured:
         console.print(*things, style=style)
     print(re.sub(r" +$", "", captured.get(), flags=re.MULTILINE), end="", flush=True)
+
+
+def width(stream: Any = None) -> int:
+    """Columns of a stream (standard output if none is named): those of the terminal, or WIDE where it is none."""
+    stream = stream or sys.stdout
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or WIDE
+    except (OSError, ValueError, AttributeError):
+        return WIDE
+
+
+def folded(error: object) -> str:
+    """An error as it stands, on a terminal with its long lines broken between words."""
+    text = str(error)
+    if not (sys.stderr and sys.stderr.isatty()):
+        return text
+    columns = max(40, width(sys.stderr))
+    lines = []
+    for line in text.split("\n"):
+        inside = 8 if line.startswith(("  why:", "  fix:")) else len(line) - len(line.lstrip()) + 2
+        how: Any = {"subsequent_indent": " " * inside, "break_on_hyphens": False, "break_long_words": False}
+        lines.append(textwrap.fill(line, columns, **how) if len(line) > columns else line)
+    return "\n".join(lines)
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
@@ -110,9 +132,8 @@ class Terminal:
     def line(self, text: str) -> None:
         """One message that does not break the bar; on a terminal it wraps between words."""
         if self.live:
-            width = os.get_terminal_size(sys.stderr.fileno()).columns
-            lines = text.split("\n")
-            text = "\n".join(textwrap.fill(one, max(40, width), subsequent_indent="  ", break_on_hyphens=False) for one in lines)
+            columns, lines = max(40, width(sys.stderr)), text.split("\n")
+            text = "\n".join(textwrap.fill(one, columns, subsequent_indent="  ", break_on_hyphens=False) for one in lines)
         if self.bar is not None:
             self.bar.write(text, file=sys.stderr)
         else:
@@ -233,8 +254,8 @@ def _time_and_cost(plan: dict[str, Any]) -> list[tuple[str, str, str]]:
         speed = f"{time['tokens_per_second']:,.0f} tokens/s, {time['source']}"
         pairs.append(("time", f"about {words.duration(time['total'])}", f"{parts}; {speed}"))
     if cost := plan.get("cost"):
-        rate = f"{cost['hours']:.2f} h at ${cost['price_per_hour']:.2f}, {cost['source']}"
-        pairs.append(("cost", f"about ${cost['total']:.2f}", rate))
+        rate = f"{words.duration(3600 * cost['hours'])} at ${cost['price_per_hour']:.2f} an hour, {cost['source']}"
+        pairs.append(("cost", f"about ${cost['total']:.2f}" if cost["total"] >= 0.01 else "less than $0.01", rate))
     if disk := plan.get("disk"):
         parts = ", ".join(f"{name} {words.size(size)}" for name, size in disk.items())
         pairs.append(("disk", f"up to {words.size(sum(disk.values()))}", parts))

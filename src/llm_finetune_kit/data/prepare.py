@@ -98,8 +98,7 @@ def _understood(spec: Any, settings: DataSection, seed: int) -> Read:
     )
     copies = similar.exact_duplicates(similar.Texts(formatted.examples))
     later = [formatted.examples[again].row for _, again in copies]
-    limits = [note for note in source.notes if "non-commercial licence" in note]
-    warnings = [*limits, *broken_in_words(source), *formatted.warnings]
+    warnings = [*limited(source), *broken_in_words(source), *formatted.warnings]
     if later:
         said = "1 row repeats an earlier one" if len(later) == 1 else f"{len(later):,} rows repeat an earlier one"
         warnings.append(f"{source.name}: {said} word for word ({source.spots(later)})")
@@ -107,10 +106,15 @@ def _understood(spec: Any, settings: DataSection, seed: int) -> Read:
     report = _report(source, detected.format.name, detected.why, len(formatted.examples)) | {
         "repeated": len(later),
         "dropped": [{"place": place, "reason": reason} for place, reason in dropped],
-        "notes": [note for note in source.notes if note not in limits],
         "warnings": warnings,
     }
     return Read(spec, source.name, source.fingerprint, source, formatted, report)
+
+
+def limited(source: Source) -> list[str]:
+    """One sentence on a licence that restricts use."""
+    licence = source.licence
+    return [f"{source.name}: non-commercial licence ({licence.name})"] if licence and not licence.commercial else []
 
 
 def broken_in_words(source: Source) -> list[str]:
@@ -136,7 +140,7 @@ def _report(source: Source, format_name: str, why: str, examples: int) -> dict[s
         "rows": len(source.rows),
         "examples": examples,
         "repeated": 0,
-        "licence": source.licence,
+        "licence": source.licence.name if source.licence else None,
         "dropped": [],
         "notes": source.notes,
         "warnings": [],

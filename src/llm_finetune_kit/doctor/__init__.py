@@ -27,17 +27,17 @@ LOOKS: tuple[Callable[[], Check], ...] = (
 PLACES: tuple[Callable[[Path], Check], ...] = (places.output, places.disk, places.file_system)
 
 
-def examine(folder: Path, *, online: bool = False) -> list[Check]:
+def examine(folder: Path, *, online: bool = False, deep: bool = False) -> list[Check]:
     """Look at everything that runs have failed by; `folder` is where output will go. Never raises.
 
-    With `online` the hub is asked for an answer; without, no connection is made. Packages that can break at import
-    are imported in a child process meanwhile, which takes a few seconds.
+    With `online` the hub is asked for an answer; without, no connection is made. Of compiled packages the main library is
+    loaded in a child process; with `deep`, or where that fails, they are imported there, which takes some seconds.
     """
-    child = software.start_imports()
+    trial = software.start_trial(deep=deep)
     found = [_look(look.__name__, look) for look in LOOKS]
     found += [_look(look.__name__, partial(look, folder)) for look in PLACES]
     found.append(_look("hub", partial(places.hub, online)))
-    return found + software.imported(child)
+    return found + software.compiled(trial, deep=deep)
 
 
 def _look(name: str, look: Callable[[], Check]) -> Check:

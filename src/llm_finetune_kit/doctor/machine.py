@@ -12,10 +12,9 @@ import sys
 from pathlib import Path
 
 from llm_finetune_kit.doctor.check import Check
-from llm_finetune_kit.hardware import this_machine, usable_cores
+from llm_finetune_kit.hardware import NATIVE, allowed_cores, asked_threads, cpu_bfloat16
 
 OLDEST_DRIVER = {11: (450, 80), 12: (525, 60), 13: (580, 65)}  # by CUDA's major version, NVIDIA's compatibility table
-QUERY = ["nvidia-smi", "--query-gpu=name,driver_version,memory.used,memory.total", "--format=csv,noheader,nounits"]
 CUDA_TORCH = "pip install --force-reinstall --index-url https://pypi.org/simple torch"  # its Linux builds carry CUDA
 FEW_HANDLES = 256
 LITTLE_MEMORY = 2e9
@@ -57,18 +56,25 @@ def gpu() -> Check:
 
 def _nvidia() -> tuple[list[tuple[str, str, int, int]], str]:
     """Name, driver, used and total megabytes of every card, and nvidia-smi's complaint if it has one."""
+    lines, trouble = _asked("name,driver_version,memory.used,memory.total")
+    cards = []
+    for line in lines:
+        parts = [part.strip() for part in line.split(",")]
+        if len(parts) == 4 and parts[2].isdigit() and parts[3].isdigit():
+            cards.append((parts[0], parts[1], int(parts[2]), int(parts[3])))
+    return cards, trouble
+
+
+def _asked(what: str) -> tuple[list[str], str]:
+    """nvidia-smi's answer, a line for every card, and its complaint if it has one; neither where there is no nvidia-smi."""
+    command = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(QUERY, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired) as error:
         return [], "" if isinstance(error, FileNotFoundError) else str(error)
     if done.returncode:
         return [], (done.stdout.strip() or done.stderr.strip() or f"code {done.returncode}").splitlines()[0]
-    cards = []
-    for line in done.stdout.splitlines():
-        parts = [part.strip() for part in line.split(",")]
-        if len(parts) == 4 and parts[2].isdigit() and parts[3].isdigit():
-            cards.append((parts[0], parts[1], int(parts[2]), int(parts[3])))
-    return cards, ""
+    return done.stdout.splitlines(), ""
 
 
 def _kernel_driver() -> str | None:
@@ -98,25 +104,42 @@ def _torch_build() -> dict[str, str | None]:
 
 
 def bfloat16() -> Check:
-    here = this_machine()
-    if here.bfloat16:
-        return Check("bfloat16", "ok", here.why_bfloat16)
-    instead = "float32 is used: twice the memory, and slower" if here.kind == "cpu" else "float16 with loss scaling is used"
-    return Check("bfloat16", "warn", f"{here.why_bfloat16}; {instead}", "nothing needs to be done; a newer machine is faster")
+    """Whether what will train computes it: the GPU where torch is built for one that is here, else the processor."""
+    build = _torch_build()
+    if sys.platform == "darwin":
+        return Check("bfloat16", "ok", "Metal computes it")
+    if build.get("hip") and Path("/dev/kfd").exists():
+        return Check("bfloat16", "ok", "ROCm computes it")
+    capability = _capability() if build.get("cuda") else None
+    if capability is None:
+        flag, why = cpu_bfloat16()
+        native, instead = bool(flag), "float32 is used: twice the memory, and slower"
+    else:
+        native, why = capability >= NATIVE, f"compute capability {'.'.join(map(str, capability))}"
+        instead = f"{'.'.join(map(str, NATIVE))} is needed, so float16 with loss scaling is used"
+    if native:
+        return Check("bfloat16", "ok", why)
+    return Check("bfloat16", "warn", f"{why}; {instead}", "nothing needs to be done; a newer machine is faster")
+
+
+def _capability() -> tuple[int, int] | None:
+    """What the first card can do; None where there is none, or its driver is too old to tell."""
+    lines, _ = _asked("compute_cap")
+    found = re.fullmatch(r"(\d+)\.(\d+)", lines[0].strip()) if lines else None
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def threads() -> Check:
-    cores, usable = os.cpu_count() or 1, usable_cores()
+    cores, allowed, asked = os.cpu_count() or 1, allowed_cores(), asked_threads()
     quota = _cpu_quota()
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    if quota is not None and quota < usable and not asked:
+    if quota is not None and quota < allowed and asked is None:
         count = max(1, int(quota))
-        finding = f"the container may use {quota:g} processors, and {usable} threads would share them"
+        finding = f"the container may use {quota:g} processors, and {allowed} threads would share them"
         return Check("threads", "warn", finding, f"training.threads={count}, or export OMP_NUM_THREADS={count}")
-    if asked.isdigit() and int(asked) < usable:
-        finding = f"OMP_NUM_THREADS={asked} leaves {usable - int(asked)} of {usable} usable cores idle"
-        return Check("threads", "warn", finding, "unset OMP_NUM_THREADS")
-    return Check("threads", "ok", f"{usable} of {cores} cores may be used")
+    if asked is not None and asked < min(allowed, quota or allowed):
+        finding = f"OMP_NUM_THREADS={asked}, so {allowed - asked} of {allowed} usable cores stay idle"
+        return Check("threads", "warn", finding, f"unset OMP_NUM_THREADS, or set training.threads={allowed}")
+    return Check("threads", "ok", f"{allowed} of {cores} cores may be used")
 
 
 def _cpu_quota() -> float | None:

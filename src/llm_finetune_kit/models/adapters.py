@@ -55,7 +55,8 @@ def add_lora(
     layers = fast_layers()
     torch.manual_seed(seed)
     whole = _whole_modules(model, modules_to_save or [])
-    _refuse_contradictions(model, variant, init, bias)
+    if getattr(model, "is_quantized", False) and bias != "none":  # it may have come so, unknown to the plan
+        raise ConfigError(61, "the biases of a quantized model cannot be trained", where="lora.bias", fix="set lora.bias=none")
     if vocabulary is not None:
         _make_room(model, vocabulary, whole)
     wrapped = [module for path, module in model.named_modules() if path.rpartition(".")[2] in targets]
@@ -91,13 +92,6 @@ def _no_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield
-
-
-def _refuse_contradictions(model: Any, variant: str, init: str, bias: str) -> None:
-    if variant == "dora" and init == "pissa":
-        raise ConfigError(61, "dora and pissa do not go together", where="lora.init", fix="set lora.init=default")
-    if getattr(model, "is_quantized", False) and bias != "none":
-        raise ConfigError(61, "the biases of a quantized model cannot be trained", where="lora.bias", fix="set lora.bias=none")
 
 
 def _tied(model: Any) -> bool:

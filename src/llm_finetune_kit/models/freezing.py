@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 
-from llm_finetune_kit.errors import ConfigError
-
 
 def blocks(model: Any) -> torch.nn.ModuleList:
     """The transformer blocks of a model, in their order, whatever its classes call them."""
@@ -19,16 +17,12 @@ def blocks(model: Any) -> torch.nn.ModuleList:
 def freeze(model: Any, layers: int) -> None:
     """Leave the embeddings and the first `layers` blocks as they are; 0 freezes nothing.
 
-    A head that is tied to the embeddings is the same matrix, so it is frozen with them and stays tied. Raises
-    ConfigError if the model has fewer blocks.
+    A head that is tied to the embeddings is the same matrix, so it is frozen with them and stays tied. That the model
+    has so many blocks is for plan/contradictions.py.
     """
     if layers == 0:
         return
     found = blocks(model)
-    if layers > len(found):
-        raise ConfigError(
-            63, f"the model has only {len(found)} blocks", where=f"training.freeze_layers: {layers}", fix="freeze fewer"
-        )
     inner = model.base_model
     own = [child for child in inner.children() if isinstance(child, torch.nn.Embedding)]  # GPT-2 has one for positions too
     for part in (model.get_input_embeddings(), *own, *found[:layers]):

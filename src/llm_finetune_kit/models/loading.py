@@ -68,7 +68,7 @@ def _from_files(located: Located, how: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        with _no_bars(), _one_by_one() if "quantization_config" in how else nullcontext():
+        with no_bars(), _one_by_one() if "quantization_config" in how else nullcontext():
             model, outcome = AutoModelForCausalLM.from_pretrained(
                 located.folder,
                 trust_remote_code=located.trusted,
@@ -165,7 +165,7 @@ def _plain_activations(model: Any) -> None:
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
+def no_bars() -> Iterator[None]:
     """The engine does not print, so its libraries must not either."""
     from transformers.utils import logging
 

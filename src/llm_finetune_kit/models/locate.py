@@ -18,7 +18,8 @@ from llm_finetune_kit.catalog import DEMO, MODELS, SHORT_NAMES
 from llm_finetune_kit.errors import MachineError, ModelError, nearest
 from llm_finetune_kit.models.safety import check_folder
 
-WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken"]
+WANTED = ["*.json", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken"]
+WEIGHTS = "*.safetensors"
 NOT_WANTED = ["onnx/*", "original/*", "consolidated*", "openvino/*", "coreml/*"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -35,10 +36,14 @@ class Located:
     trusted: bool = False
 
     @property
+    def local(self) -> bool:
+        """Whether it is no model of the hub."""
+        return self.name == DEMO or Path(self.name).is_dir()
+
+    @property
     def loadable(self) -> str:
         """What adapter_config.json records, so that plain PEFT finds the base: the hub id or the folder."""
-        local = self.name == DEMO or Path(self.name).is_dir()
-        return str(self.folder.resolve()) if local else self.name
+        return str(self.folder.resolve()) if self.local else self.name
 
 
 def demo_folder() -> Path:
@@ -81,9 +86,9 @@ def locate(
 ) -> Located:
     """The folder with the model's files, found sound. The hub is asked only for what is not on this disk yet.
 
-    Without `weights` they need not be there (a tokenizer is all that is wanted). Raises ModelError for a name that
-    cannot be, damaged files, or code of the model's own unless `trust_remote_code` and, for a model of the hub,
-    the `revision` that was read; MachineError where the hub cannot be reached.
+    Without `weights` they are neither fetched nor needed: tokenizer and sizes are all that is wanted. Raises ModelError
+    for a name that cannot be, damaged files, or code of the model's own unless `trust_remote_code` and, for a model of
+    the hub, the `revision` that was read; MachineError where the hub cannot be reached.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when the hub's client is imported
     target = check_name(name)
@@ -95,9 +100,9 @@ def locate(
         problem = f"code of {target} would be run in whatever version the hub has today"
         fix = "set model.revision to the commit whose code you have read, or leave model.trust_remote_code out"
         raise ModelError(34, problem, where="model.revision", fix=fix)
-    wanted = [*WANTED, "*.py"] if trust_remote_code else WANTED
+    wanted = [*WANTED, *([WEIGHTS] if weights else []), *(["*.py"] if trust_remote_code else [])]
     asked = {"revision": revision, "cache_dir": cache_dir, "allow_patterns": wanted, "ignore_patterns": NOT_WANTED}
-    return _sound(target, _cached(target, asked) or _download(target, asked), weights, trust_remote_code)
+    return _sound(target, _cached(target, asked, weights) or _download(target, asked), weights, trust_remote_code)
 
 
 def _sound(name: str, folder: Path, weights: bool, trusted: bool) -> Located:
@@ -106,16 +111,16 @@ def _sound(name: str, folder: Path, weights: bool, trusted: bool) -> Located:
     return Located(name, folder, trusted)
 
 
-def _cached(hub_id: str, asked: dict[str, Any]) -> Path | None:
-    """The model in the hub's cache if all of it is there."""
+def _cached(hub_id: str, asked: dict[str, Any], weights: bool) -> Path | None:
+    """The model in the hub's cache if all of it that is wanted is there."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         folder = Path(snapshot_download(hub_id, local_files_only=True, **asked))
         index = folder / "model.safetensors.index.json"
-        shards = {"model.safetensors"}
-        if index.is_file():
+        shards = {"model.safetensors"} if weights else set()
+        if weights and index.is_file():
             shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (LocalEntryNotFoundError, OSError, ValueError, KeyError, AttributeError):
         return None
@@ -143,7 +148,7 @@ def _download(hub_id: str, asked: dict[str, Any]) -> Path:
         problem = f"{hub_id} has no revision {asked['revision']}"
         raise ModelError(8, problem, where="model.revision", fix="name a branch, a tag or a commit of it") from None
     except Exception as error:  # whatever stands between here and the hub raises its own kinds
-        raise _not_downloaded(hub_id, error) from None
+        raise _not_downloaded(hub_id, error, str(asked["cache_dir"] or constants.HF_HUB_CACHE)) from None
 
 
 def _reach(endpoint: str) -> None:
@@ -155,10 +160,10 @@ def _reach(endpoint: str) -> None:
     socket.create_connection((place.hostname, port), timeout=PATIENCE).close()
 
 
-def _not_downloaded(hub_id: str, error: Exception) -> MachineError:
+def _not_downloaded(hub_id: str, error: Exception, cache: str) -> MachineError:
     said = (str(error).strip().splitlines() or [type(error).__name__])[0].removeprefix("Got: ")[:200]
     if isinstance(error, OSError) and error.errno in DISK_FAULTS:
-        problem, where = f"{hub_id} cannot be stored", str(error.filename or "the hub's cache")
+        problem, where = f"{hub_id} cannot be stored", str(error.filename or cache)
         fix = "free the disk, or name another place by model.cache_dir or HF_HOME"
         return MachineError(2, problem, where=where, why=error.strerror or said, fix=fix)
     return MachineError(

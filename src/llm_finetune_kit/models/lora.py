@@ -18,8 +18,6 @@ from peft.tuners import lora
 from peft.tuners.lora.variants import DoraLinearVariant
 from transformers.pytorch_utils import Conv1D
 
-from llm_finetune_kit.errors import ConfigError
-
 
 def frozen_weight(base: Any, dtype: torch.dtype) -> torch.Tensor:
     """The weight of a frozen layer as [in, out] in `dtype`; a packed one is unpacked."""
@@ -148,15 +146,8 @@ class Fused:
 
     @torch.no_grad()
     def start_at_the_main_part(self: Any, name: str) -> None:
-        """PiSSA (Meng et al. 2024): A and B start as W's r largest singular directions. Raises ConfigError if it has fewer."""
+        """PiSSA (Meng et al. 2024): A and B start as W's r largest singular directions, of which it must have so many."""
         weight, r = frozen_weight(self.get_base_layer(), torch.float32), self.r[name]
-        if r > min(weight.shape):
-            raise ConfigError(
-                60,
-                f"{r} is more than a layer of {weight.shape[0]} inputs and {weight.shape[1]} outputs has directions",
-                where="lora.r",
-                fix=f"set lora.r={min(weight.shape)} or less, or lora.init=default",
-            )
         left, values, right = torch.svd_lowrank(weight, q=min(2 * r, *weight.shape), niter=4)
         roots = (values[:r] / self.scaling[name]).sqrt()
         self.set_first((left[:, :r] * roots).T.contiguous(), (right[:, :r] * roots).contiguous())

@@ -51,9 +51,9 @@ class ModelFacts:
         return self.linear_shapes[: len(self.linear_shapes) // max(1, self.layers)]
 
     @property
-    def widest(self) -> int:
-        """The most outputs of a linear layer in the blocks."""
-        return max((outputs for _, _, outputs in self.linear_shapes), default=self.intermediate)
+    def learned_positions(self) -> bool:
+        """Whether positions are embeddings, so that a model cannot go beyond those it has."""
+        return self.embedding_parameters >= (self.vocabulary + self.positions) * self.hidden
 
     def lora_parameters(self, r: int, targets: list[str]) -> int:
         """Weights of an adapter of rank r: r x (inputs + outputs) for every wrapped layer (Hu et al. 2021)."""

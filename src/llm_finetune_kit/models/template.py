@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ Render = Callable[[list[Message], list[dict[str, Any]] | None], str]
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 NINE = "call00000"  # Mistral's templates want ids of nine characters
+MANY_TURNS = 20  # questions and answers of the longest conversation that a template is tried with
 MOST_TURNS = 100_000  # turns of loops and calls that a template may take for a conversation of a few words
 MOST_TEXT = 200_000  # characters that it may make of it
 MOST_SECONDS = 5.0
@@ -165,20 +167,17 @@ def vet(template: str, source: str) -> None:
     """Raise ModelError, with the line, for a template with a fault of syntax, one that reaches for Python's insides, and one
     that would not end or would write without end.
 
-    It is rendered on a few short conversations in transformers' sandbox, with every turn of a loop and every call counted.
-    What it refuses to render is for `check` and `abilities`.
+    It is rendered on a conversation of every shape that data come in, in transformers' sandbox, with every turn of a loop and
+    every call counted. What it refuses to render is for `check` and `abilities`.
     """
     from jinja2 import TemplateSyntaxError
     from jinja2.exceptions import SecurityError
 
-    system, user, answer = ({"role": role, "content": "a"} for role in ("system", "user", "assistant"))
-    talks = ([user, answer], [system, user, answer, user, answer], _tool_talk(NINE))
     try:
         counted = _counted(template)
-        for talk in talks:
-            tools = PROBE_TOOLS if talk is talks[2] else None
+        for talk, tools, ask in product(_talks(), (None, PROBE_TOOLS), (False, True)):
             try:
-                counted(messages=talk, tools=tools, add_generation_prompt=talk is talks[1], bos_token="b", eos_token="e")
+                counted(messages=talk, tools=tools, add_generation_prompt=ask, bos_token="b", eos_token="e")
             except (_TooMuch, SecurityError):
                 raise
             except Exception:  # a template may refuse what it does not know by any error of its own
@@ -192,6 +191,25 @@ def vet(template: str, source: str) -> None:
             why="it was asked to render a few words" if endless else "",
             fix="correct the template, or use the documented one: data.template=default",
         ) from error
+
+
+def _talks() -> tuple[list[Message], ...]:
+    """Conversations of the shapes that data come in: short and long, with a system prompt, thoughts, one call and two."""
+    system, user, answer = ({"role": role, "content": "a"} for role in ("system", "user", "assistant"))
+    thought, empty = answer | {"reasoning_content": "b"}, answer | {"content": ""}
+    call = _tool_talk(NINE)
+    two = [call[0], call[1] | {"tool_calls": 2 * call[1]["tool_calls"]}, call[2], *call[2:]]
+    short, long = [user, answer], MANY_TURNS * [user, answer]
+    return (
+        short,
+        long,
+        [system, *short],
+        [system, *long],
+        [user, empty],
+        [user, thought, user, thought],
+        call,
+        [system, *two, *short],
+    )
 
 
 def _line(error: Exception) -> str:

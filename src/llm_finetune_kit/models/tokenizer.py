@@ -219,7 +219,7 @@ def load_tokenizer(folder: Path, template: str | None = None, *, trusted: bool =
             10,
             "the tokenizer cannot be loaded",
             where=str(folder),
-            why=str(error).strip().splitlines()[0][:200],
+            why=" ".join(str(error).split())[:200],
             fix="the folder needs tokenizer.json and tokenizer_config.json from the model's hub page",
         ) from error
     if not getattr(tokenizer, "is_fast", False):

@@ -11,15 +11,22 @@ from typing import Any
 from llm_finetune_kit.catalog import GUIDANCE
 from llm_finetune_kit.config import RunConfig
 from llm_finetune_kit.errors import KitError, MachineError
-from llm_finetune_kit.plan import decisions, speed
-from llm_finetune_kit.plan.decisions import Choice, Decisions
+from llm_finetune_kit.gpus import PRICE_SOURCE
+from llm_finetune_kit.plan import contradictions, decisions, speed
+from llm_finetune_kit.plan.decisions import RANK, Choice, Decisions
+from llm_finetune_kit.plan.edits import edits
 from llm_finetune_kit.plan.fitting import Asked, first_that_fits, needed_bytes
 from llm_finetune_kit.plan.memory import BYTES, STATE, Work, moments
 from llm_finetune_kit.plan.speed import Measured
 
-RANK, LENGTH = 16, 512  # of the adapters and rows that `fits` reckons with
+LENGTH = 512  # of the rows that `fits` reckons with
 NAME_ON_DISK = 130  # bytes of a token in tokenizer.json; Llama 3's has 17 MB for 128,256
-EDITS = 3  # ways out that are told where a run does not fit
+WHEN = {
+    "forward": "at the end of the forward pass",
+    "backward": "in the backward pass",
+    "saving": "while saving",
+    "loading": "while loading",
+}
 
 
 @dataclass(frozen=True)
@@ -83,19 +90,22 @@ def make_plan(
     """Decide what the config leaves open.
 
     `machine` is a `hardware.Machine`, `model` a `models.facts.ModelFacts`, `measured` what a probe found and `price`
-    dollars an hour. Raises ConfigError for unknown target modules, and MachineError where the run cannot fit into
+    dollars an hour. Raises ConfigError for what the model cannot do, and MachineError where the run cannot fit into
     memory or on the disk; `force` makes a warning of that.
     """
     plan = _checked_disk(_draft(config, machine, model, data, measured, price), machine.free_disk, force)
     if plan.fits:
         return plan
-    edits = _edits(config, machine, model, data)
-    problem = f"needs about {plan.needed_memory / 1e9:.1f} GB of memory and {plan.available_memory / 1e9:.1f} GB are free"
+    longest = min(config.model.max_length or model.positions, data.longest)
+    ways = edits(config, longest, narrow=machine.bfloat16, fits=lambda changed: _would_fit(changed, machine, model, data))
+    needed, free = plan.needed_memory / 1e9, plan.available_memory / 1e9
+    problem = f"needs about {needed:.1f} GB of memory and {free:.1f} GB are free on {machine.name}"
     if force:
-        return replace(plan, edits=edits, warnings=(*plan.warnings, f"{problem}; you asked to start all the same"))
+        return replace(plan, edits=ways, warnings=(*plan.warnings, f"{problem}; you asked to start all the same"))
     parts = sorted(plan.memory.items(), key=lambda part: -part[1])
-    why = f"at the {plan.moment}: " + ", ".join(f"{part} {size / 1e9:.1f} GB" for part, size in parts if size > 5e7)
-    fix = "set " + ", or ".join(edits) if edits else "no setting makes it fit: choose a smaller model or a larger machine"
+    why = f"most is needed {WHEN[plan.moment]}: " + ", ".join(f"{part} {size / 1e9:.1f} GB" for part, size in parts if size > 5e7)
+    smaller = "no setting makes it fit: choose a larger machine or a smaller model (`finetune models --fits` lists what fits)"
+    fix = "set " + ", or ".join(ways) if ways else smaller
     raise MachineError(20, problem, where=model.name, why=why, fix=fix)
 
 
@@ -144,12 +154,14 @@ def _draft(
 ) -> Plan:
     """The plan, whether it fits or not."""
     training, decide = config.training, Decisions()
+    contradictions.refuse(config, model, data)
     if data.streamed:
         decide("data.streaming", config.data.streaming, True, "the file is large, so rows are read as they are needed")
     dtype = decide("model.dtype", config.model.dtype, *decisions.number_format(machine))
     length = decide("model.max_length", config.model.max_length, *decisions.max_length(model, data))
     targets = decisions.adapter(config, model, decide) if config.method == "lora" else []
     r = decide.values.get("lora.r", 0)
+    contradictions.refuse_rank(config, model, r, targets)
     trained = decisions.trained_parameters(config, model, r, targets)
     decide("training.learning_rate", training.learning_rate, *decisions.learning_rate(config.method, model.hidden))
     examples = training.batch_size * training.gradient_accumulation_steps
@@ -170,7 +182,8 @@ def _draft(
     disk = _disk(model, work, min(saves, max(2, training.save_total_limit)))
     rows = (data, min(examples, data.examples), min(data.tokens / max(1, data.examples), length))
     time = _time(model, work, machine.rates, rows, (steps, int(decide.values["training.eval_steps"]), saves), measured)
-    warnings = decisions.warnings(config, data, steps, warmup, examples)
+    warnings = contradictions.unused(config, model, work.quantization)
+    warnings += decisions.warnings(config, data, steps, warmup, examples)
     values = {"data.streaming": data.streamed, "output.run_name": config.output.run_name or decisions.run_name(config)}
     return Plan(
         config=config.with_values(decide.values | values),
@@ -198,7 +211,7 @@ def _mechanics(config: RunConfig, machine: Any, model: Any, work: Work, step_tok
     best, why_best = decisions.best_tokens(machine, model)
     recommended = next(guide.recommended_gb for most, guide in GUIDANCE if model.parameters <= most) * 10**9
     crowded = machine.kind != "cpu" and machine.memory < recommended
-    recompute = None if training.gradient_checkpointing is None else 0
+    recompute = training.checkpoint_every if training.gradient_checkpointing is None else 0
     if training.gradient_checkpointing:
         recompute = training.checkpoint_every or 1
     asked = Asked(
@@ -208,7 +221,7 @@ def _mechanics(config: RunConfig, machine: Any, model: Any, work: Work, step_tok
         step_tokens=step_tokens if training.packing else work.longest,
         recompute=recompute,
         quantization=None if full else config.model.quantization,
-        may_quantize=not full and machine.kind != "mps",
+        may_quantize=not full and machine.kind != "mps" and config.lora.bias == "none",
         optimizer=training.optimizer,
     )
     budget, work = first_that_fits(asked, work, model, machine.free_memory)
@@ -240,12 +253,15 @@ def _why_optimizer(work: Work) -> str:
 def _tell_recompute(training: Any, model: Any, work: Work, decide: Decisions) -> None:
     every = work.recompute
     reason = "activations fit, and recomputing would cost a third more time"
-    if every:
-        share = "all blocks" if every == 1 else f"{-(-model.layers // every)} of {model.layers} blocks"
-        reason = f"activations would not fit otherwise; {share} are computed again, the fewest that suffice"
+    if training.checkpoint_every is not None:
+        reason = "training.checkpoint_every asks for it"
+    elif every:
+        reason = "activations would not fit otherwise"
     decide("training.gradient_checkpointing", training.gradient_checkpointing, every > 0, reason)
     if every:
-        decide("training.checkpoint_every", training.checkpoint_every, every, reason)
+        share = "all blocks" if every == 1 else f"{-(-model.layers // every)} of {model.layers} blocks"
+        why = f"{share} are computed again, the fewest that suffice"
+        decide("training.checkpoint_every", training.checkpoint_every, every, why)
 
 
 def _memory(model: Any, work: Work, measured: Measured | None) -> tuple[str, dict[str, int], int]:
@@ -290,55 +306,15 @@ def _disk(model: Any, work: Work, checkpoints: int) -> dict[str, int]:
 
 
 def _cost(machine: Any, time: dict[str, Any], price: float | None) -> dict[str, Any] | None:
-    hourly, source = (price, "your price") if price is not None else (machine.price, "the table of prices")
+    hourly, source = (price, "your price") if price is not None else (machine.price, PRICE_SOURCE)
     if hourly is None or not time:
         return None
     hours = time["total"] / 3600
     return {"hours": hours, "price_per_hour": hourly, "total": hours * hourly, "source": source}
 
 
-def _edits(config: RunConfig, machine: Any, model: Any, data: DataFacts) -> tuple[str, ...]:
-    """Changes of the config, each planned again and known to fit: alone where one is enough, else several together."""
-    rows = min(config.model.max_length or model.positions, data.longest)
-    single: list[dict[str, Any]] = [
-        {"training.gradient_checkpointing": True, "training.checkpoint_every": None},
-        {"training.tokens_per_pass": 256},
-        {"model.dtype": "bfloat16"} if machine.bfloat16 else {},
-        {"training.optimizer": "adamw_8bit"},
-        {"method": "lora", "training.freeze_layers": 0},
-        {"model.quantization": "nf4"},
-        {"model.max_length": max(8, rows // 2)},
-        {"model.max_length": max(8, rows // 4)},
-        {"lora.r": 8, "lora.alpha": 16, "lora.modules_to_save": None},
-    ]
-    pairs = [first | second for index, first in enumerate(single) for second in single[index + 1 :]]
-    sums = [{knob: value for change in single[:end] for knob, value in change.items()} for end in range(3, len(single) + 1)]
-    found: list[tuple[set[str], str]] = []
-    for spare in (False, True):  # changes that hold one that suffices come last
-        for values in [*single, *pairs, *sums]:
-            told = _told(config, values)
-            knobs = set(told.split(" and "))
-            wanted = told and all(told != known for _, known in found) and any(less <= knobs for less, _ in found) == spare
-            if wanted and len(found) < EDITS and _would_fit(config, values, machine, model, data):
-                found.append((knobs, told))
-    return tuple(told for _, told in found)
-
-
-def _told(config: RunConfig, values: dict[str, Any]) -> str:
-    """The knobs that a change really changes, as one would type them."""
-    before, after = config.model_dump(), config.with_values(values).model_dump()
-
-    def at(tree: dict[str, Any], path: str) -> Any:
-        for name in path.split("."):
-            tree = tree[name]
-        return tree
-
-    changed = [path for path in values if at(before, path) != at(after, path)]
-    return " and ".join(f"{path}={'null' if values[path] is None else values[path]}" for path in changed)
-
-
-def _would_fit(config: RunConfig, values: dict[str, Any], machine: Any, model: Any, data: DataFacts) -> bool:
+def _would_fit(config: RunConfig, machine: Any, model: Any, data: DataFacts) -> bool:
     try:
-        return _draft(config.with_values(values), machine, model, data).fits
+        return _draft(config, machine, model, data).fits
     except KitError:
         return False

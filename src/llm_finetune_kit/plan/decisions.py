@@ -11,8 +11,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from llm_finetune_kit.catalog import MODELS, short_name
 from llm_finetune_kit.errors import ConfigError
 
+RANK = 16  # of adapters, where the catalog knows no other
 CPU_BLOCK = 30_000_000  # bytes of one activation above which a CPU's allocator page-faults every time
 MOST_TOKENS = 8192  # of a pass on a GPU: enough to keep it busy
 
@@ -62,7 +64,10 @@ def max_length(model: Any, data: Any) -> tuple[int, str]:
 
 def adapter(config: Any, model: Any, decide: Decisions) -> list[str]:
     """The layers that get an adapter; its rank and strength are decided too. Raises ConfigError for unknown layers."""
-    r = decide("lora.r", config.lora.r, 16, "enough for instruction data")
+    known = MODELS.get(short_name(model.name) or "")
+    usual = RANK if known is None else known.lora_r
+    reason = "enough for instruction data" if known is None or usual == RANK else f"the usual rank of {known.hub_id}"
+    r = decide("lora.r", config.lora.r, usual, reason)
     decide("lora.alpha", config.lora.alpha, 2 * r, "twice r")
     asked = config.lora.target_modules
     targets = model.linear_names if asked in (None, "all-linear") else list(asked)
@@ -146,7 +151,7 @@ def run_name(config: Any) -> str:
 
 
 def warnings(config: Any, data: Any, steps: int, warmup: int, examples: int) -> list[str]:
-    """What the settings will do that was hardly meant."""
+    """What the settings of the steps will do that was hardly meant."""
     found = []
     if warmup >= steps:
         found.append(

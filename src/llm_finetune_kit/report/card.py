@@ -144,5 +144,5 @@ def _usage(config: RunConfig, base_name: str) -> str:
 
 
 def _licence(base_name: str) -> str:
-    known = next((model.license for model in MODELS.values() if model.hub_id and model.hub_id == base_name), "")
+    known = next((model.terms for model in MODELS.values() if model.hub_id and model.hub_id == base_name), "")
     return "The base model's licence" + (f" ({known})" if known else "") + " and the data's licence apply."

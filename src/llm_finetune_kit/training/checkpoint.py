@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from llm_finetune_kit.errors import ModelError
 from llm_finetune_kit.files import MANIFEST, about_to, damage, read_json, write_json
 from llm_finetune_kit.models.adapters import copy_adapter, restore_adapter, write_adapter
+from llm_finetune_kit.models.loading import no_bars
 from llm_finetune_kit.training.optimizer import restore_state, state_tensors
 from llm_finetune_kit.training.scaling import LossScale
 
@@ -84,7 +85,8 @@ def _write_model(model: Any, folder: Path, dtype: torch.dtype | None) -> None:
     if dtype is not None:
         state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     about_to("write", folder / "model.safetensors")
-    model.save_pretrained(folder, state_dict=state, max_shard_size="100GB")
+    with no_bars():
+        model.save_pretrained(folder, state_dict=state, max_shard_size="100GB")
     if dtype is not None:  # transformers notes the dtype in memory, not that of the file
         path = folder / "config.json"
         write_json(path, read_json(path) | {"dtype": str(dtype).removeprefix("torch.")})

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llm_finetune_kit.data.sources.contents import columnar_rows, text_in, text_rows
 from llm_finetune_kit.data.sources.files import (
@@ -45,6 +45,9 @@ from llm_finetune_kit.data.sources.json_rows import lines_of_rows
 from llm_finetune_kit.data.sources.python_rows import part_to_hold_out, rows_of
 from llm_finetune_kit.data.sources.spec import FORM, Spec, parse
 from llm_finetune_kit.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    from llm_finetune_kit.data.sources.hub_rows import Licence
 
 COUNTED = ("json", "parquet", "arrow", "hub")  # kinds whose rows have numbers instead of lines
 DIALOG_FILES = ("dialogues_text.txt", "dialogues_text.txt.gz", "daily_dialog")
@@ -66,7 +69,7 @@ class Source:
     kind: str = "rows"
     lines: Sequence[int] = ()  # line of each row, or its number from 1 where rows have no lines; () for 1, 2, 3...
     reread: Callable[[], str] | None = field(default=None, repr=False)
-    licence: str | None = None
+    licence: Licence | None = None
     shards: tuple[tuple[int, Source], ...] = field(default=(), repr=False)  # of several files: first row, and its places
     broken: dict[str, str] = field(default_factory=dict)  # places that could not be read and were left out, and why
 
@@ -187,8 +190,7 @@ def _read_local(asked: Spec, path: Path, base: Path | None, drop: bool) -> Sourc
         from llm_finetune_kit.data.sources.hub_rows import licence_of
 
         source = _read_local(replace(asked, base=str(path)), path, base, drop)
-        licence, said = licence_of(asked.base)
-        return replace(source, notes=[f"{asked.base} is read from {path}", *source.notes, *said], licence=licence)
+        return replace(source, notes=[f"{asked.base} is read from {path}", *source.notes], licence=licence_of(asked.base))
     if not os.path.isdir(path):
         _refuse_parts(asked)
         return _from_bytes(asked.base, path.name, lambda: read_file(path, asked.base), drop)

@@ -34,6 +34,14 @@ CONVERTED = "refs/convert/parquet"  # where the hub keeps its own Parquet copy o
 
 
 @dataclass(frozen=True)
+class Licence:
+    """What a dataset may be used for, as far as it is known."""
+
+    name: str
+    commercial: bool
+
+
+@dataclass(frozen=True)
 class HubRows:
     """Rows of one split, their numbers from 1 in it, and what is known about the dataset."""
 
@@ -42,7 +50,7 @@ class HubRows:
     numbers: Sequence[int]
     fingerprint: str
     notes: list[str]
-    licence: str | None
+    licence: Licence | None
 
 
 def read_hub(asked: Spec, seed: int) -> HubRows:
@@ -56,7 +64,7 @@ def read_hub(asked: Spec, seed: int) -> HubRows:
             raise DataError(27, f"the split '{split}' holds no row", where=hub_id, fix="name another split")
         chosen = asked.choose(len(data), seed)
         table = data.select(chosen).with_format("arrow")[:]
-        licence, said = licence_of(hub_id)
+        licence = licence_of(hub_id)
     config = builder.config.name
     name = f"{hub_id}:{split}" if config == "default" else f"{hub_id}:{config}:{split}"
     notes = []
@@ -66,7 +74,7 @@ def read_hub(asked: Spec, seed: int) -> HubRows:
     identity = f"{hub_id} {config} {split} {builder.hash}"
     if len(chosen) < len(data):
         identity += f" {list(chosen)}"
-    notes += [*said, *replace(asked, base=name).said(len(chosen), len(data), seed)]
+    notes += replace(asked, base=name).said(len(chosen), len(data), seed)
     numbers = array("L", (number + 1 for number in chosen))
     return HubRows(name, rows, numbers, hashlib.sha256(identity.encode()).hexdigest(), notes, licence)
 
@@ -81,12 +89,13 @@ def hub_part_beside(asked: Spec) -> str | None:
     return ":".join([asked.base, *config, other]) if other else None
 
 
-def licence_of(name: str) -> tuple[str | None, list[str]]:
-    """The licence that is known, or that the dataset's card (if it was fetched) states; and a note if it restricts use."""
+def licence_of(name: str) -> Licence | None:
+    """The licence that is known, or that the dataset's card (if it was fetched) states."""
     hub_id = HUB_IDS.get(name, name)
-    licence = LICENCES.get(hub_id) or _licence_on_card(hub_id)
-    limited = licence and re.search(r"\bnc\b|non-?commercial", licence, re.IGNORECASE)
-    return licence, [f"{name}: non-commercial licence ({licence})"] if limited else []
+    said = LICENCES.get(hub_id) or _licence_on_card(hub_id)
+    if not said:
+        return None
+    return Licence(said, not re.search(r"\bnc\b|non-?commercial", said, re.IGNORECASE))
 
 
 def _licence_on_card(hub_id: str) -> str | None:
