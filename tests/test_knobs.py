@@ -63,6 +63,8 @@ ELSEWHERE = {
     "model.trust_remote_code",  # test_loading.py
     "lora.bias",  # test_adapters.py, on a model with biases
     "training.logging_steps",  # below
+    "training.on_disk_full",  # test_survival.py
+    "training.trackers",  # test_tracking.py
 }
 
 

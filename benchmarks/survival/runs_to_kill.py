@@ -47,33 +47,35 @@ KINDS = {
 }
 
 
-def make_material(place: Path) -> None:
-    """A Llama of some 90,000 random weights with the embedded model's tokenizer, and rows for it."""
+def make_model(folder: Path, **sizes: int) -> None:
+    """A Llama of random weights with the embedded model's tokenizer; without `sizes` of some 300,000 weights."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     import llm_finetune_kit
 
     demo = Path(llm_finetune_kit.__file__).parent / "assets" / "demo"
-    vocabulary = len(json.loads((demo / "tokenizer.json").read_text())["model"]["vocab"])
     known = json.loads((demo / "config.json").read_text())
+    small = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     torch.manual_seed(0)
     settings = LlamaConfig(
-        vocab_size=known.get("vocab_size", vocabulary),
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
+        **(small | sizes),
         num_key_value_heads=2,
+        vocab_size=known["vocab_size"],
         max_position_embeddings=256,
         bos_token_id=known["bos_token_id"],
         eos_token_id=known["eos_token_id"],
         tie_word_embeddings=True,
     )
-    LlamaForCausalLM(settings).save_pretrained(place / "model")
+    LlamaForCausalLM(settings).save_pretrained(folder)
     for path in demo.iterdir():
         if path.name.startswith("tokenizer") or path.suffix == ".jinja":
-            shutil.copy(path, place / "model")
+            shutil.copy(path, folder)
+
+
+def make_material(place: Path) -> None:
+    """A small model and rows for it."""
+    make_model(place / "model")
     rows = [
         {"prompt": f"What did {NAMES[n % 6]} see {'far ' * (n % 5)}away?", "response": f"It was a {'big ' * (n % 7)}cat, {n}."}
         for n in range(40)
