@@ -92,8 +92,10 @@ def _our_bug(error: Exception) -> int:
 def _calm() -> None:
     """Letters that the terminal does not know never stop a run; warnings and bars of libraries are not shown.
 
-    A run collects them in its debug.log; `python -W` and PYTHONWARNINGS show them as usual.
+    A run collects them in its debug.log; `python -W` and PYTHONWARNINGS show them as usual. Threads that wait for each
+    other sleep: spinning ones make a step five to ten times slower as soon as another program wants a core.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -174,7 +176,7 @@ def _config_arguments(parser: argparse.ArgumentParser, command: str) -> None:
         parser.add_argument("--price", type=float, metavar="X", help="what the machine costs an hour, in dollars")
         parser.add_argument("--force", action="store_true", help="start although the plan says that it cannot fit")
     if command == "plan":
-        parser.add_argument("--probe", action="store_true", help="run two worst-case steps here, to be sure")
+        parser.add_argument("--probe", action="store_true", help="run some of its steps here first, to be sure")
 
 
 def _dispatch(words: list[str]) -> int:

@@ -116,17 +116,20 @@ def _known_rates(name: str, memory: int, cores: int) -> tuple[Rates | None, floa
 
 @cache
 def _cpu_rates(flag: str) -> Rates:
-    """What matrix products reach here: float32 measured in some 50 ms without torch, the narrow format by a known ratio."""
+    """What matrix products reach here: float32 measured in some 50 ms without torch, the narrow format by a known ratio.
+
+    The best of many short products: one of a few milliseconds is often not disturbed where other programs are at work.
+    """
     import numpy as np
 
-    side = np.random.default_rng(0).standard_normal((768, 768), dtype=np.float32)
+    side = np.random.default_rng(0).standard_normal((512, 512), dtype=np.float32)
     side @ side
     times = []
-    for _ in range(5):
+    for _ in range(20):
         started = time.perf_counter()
         side @ side
         times.append(time.perf_counter() - started)
-    rate = 2 * 768**3 / min(times)
+    rate = 2 * 512**3 / min(times)
     return Rates(rate, rate * NARROW.get(flag, 1.0), usable_cores(), "a short measurement of this CPU's float32 products")
 
 

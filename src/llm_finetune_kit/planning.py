@@ -32,7 +32,7 @@ def plan_run(
     """What a config would do and need. `on` names another machine, `price` is in dollars an hour.
 
     Without data nothing is read but the model's shape, which is known for the models of the catalog. `probed` runs
-    two worst-case steps here and puts the plan on their ground. Raises what `prepare_run` raises.
+    some of its steps here and puts the plan on their ground. Raises what `prepare_run` raises.
     """
     if on is not None and probed:
         raise ConfigError(14, "a probe runs here, so it tells nothing of another machine", fix="leave out --on or --probe")
@@ -49,7 +49,8 @@ def plan_run(
     measured = probe(material)
     plan = make_plan(config, machine, material.model, material.facts, force=force, measured=measured, price=price)
     listen(Planned(plan.to_dict() | {"machine": machine.name}))
-    listen(Noted(f"probed: {measured.step_tokens:,} tokens in {measured.step_seconds:.2f} s"))
+    told = f"{measured.steps} steps of {measured.step_tokens:,.0f} tokens on average took {measured.step_seconds:.2f} s each"
+    listen(Noted(f"probed in {measured.seconds:.0f} s: {told}"))
     return plan
 
 

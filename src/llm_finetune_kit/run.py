@@ -38,7 +38,6 @@ from llm_finetune_kit.settings import changed
 
 RESOLVED = "resolved.json"
 ROWS = {"train_file": "train_rows.jsonl", "eval_file": "eval_rows.jsonl"}
-MOST_SAMPLES = 3
 
 
 @dataclass(frozen=True)
@@ -181,6 +180,7 @@ def _train(folder: RunFolder, material: Material, listen: Listen, loaded: Any = 
 
 
 def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, loaded: Any) -> Result:
+    from llm_finetune_kit.generation import sample_prompts
     from llm_finetune_kit.training import checkpoint
     from llm_finetune_kit.training.assembly import assemble
     from llm_finetune_kit.training.loop import evaluate, fit
@@ -196,7 +196,7 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, loaded
         say(Warned(f"checkpoint passed over: {reason}"))
     if good is None and passed:
         raise ModelError(23, "no sound checkpoint is left", where=str(folder.path), fix="start a new run with its config.yaml")
-    prompts = _prompts(material)
+    prompts = sample_prompts(material)
     if good is None:
         if any(hasattr(event, "step") for event in folder.replay()):
             say(Resumed(0, ""))
@@ -261,26 +261,6 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _prompts(material: Material) -> list[tuple[list[int], str, str]]:
-    """Prompts to answer before and after training: ids, text and reference answer (may be empty)."""
-    import numpy as np
-
-    chat, asked = material.chat, material.plan.config.evaluation.prompts
-    if asked:
-        return [(chat.prompt_ids([{"role": "user", "content": text}]), text, "") for text in asked]
-    tokens = material.shown
-    found = []
-    for index in range(min(MOST_SAMPLES, len(tokens))):
-        ids, trained = tokens.example(index)
-        first = int(np.flatnonzero(trained)[0])
-        if first == 0:  # raw text: begin with its first words
-            first = min(16, len(ids) // 2)
-        last = first + int(np.argmin(np.append(trained[first:], False)))  # the end of the first answer
-        asked, reference = ids[:first].tolist(), ids[first:last].tolist()
-        found.append((asked, chat.decode(asked).strip(), chat.decode(reference).strip()))
-    return found
 
 
 def _sample(objective: Any, material: Material, prompts: list[tuple[list[int], str, str]], step: int, say: Listen) -> None:
