@@ -173,9 +173,8 @@ def table(out: Path) -> None:
         told, off = row(json.loads(line))
         print(told)
         errors.append(off)
-    for name, column in zip(
-        ("training, probed", "whole run, probed", "training, not probed"), zip(*errors, strict=True), strict=True
-    ):
+    names = ("training, probed", "whole run, probed", "training, not probed")
+    for name, column in zip(names, zip(*errors, strict=True), strict=True):
         sizes = sorted(map(abs, column))
         print(f"{name}: middle |error| {sizes[len(sizes) // 2]:.0%}, most under {min(column):+.0%}, most over {max(column):+.0%}")
 

@@ -19,8 +19,9 @@ from llm_finetune_kit.errors import MachineError
 from llm_finetune_kit.gpus import GB, GIB, gpu_named
 from llm_finetune_kit.plan.speed import Rates
 
-# bfloat16's matrix products over float32's, measured: with tiles (AMX) 2,795 and 417 GFLOP/s, with vectors 800 and 190
-NARROW = {"amx_bf16": 6.7, "avx512_bf16": 4.2}
+# bfloat16's matrix products over float32's, measured: with tiles (Intel AMX, two cores) 2,795 and 417 GFLOP/s, with vectors
+# (AMD EPYC of family 25, one core) 218 and 91
+NARROW = {"amx_bf16": 6.7, "avx512_bf16": 2.3}
 SIGNS = ("/proc/driver/nvidia", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")  # of a GPU and its driver, on Linux and in WSL
 _trim: Any = None  # the C library's function, looked up once
 
