@@ -16,6 +16,7 @@ from typing import Any
 from llm_finetune_kit.arguments import FLAGS, SHORT, Parser, asked_config
 from llm_finetune_kit.config import RunConfig, knobs
 from llm_finetune_kit.errors import OUR_BUG, KitError, MachineError, UsageError, nearest
+from llm_finetune_kit.hardware import share_the_machine
 
 COMMANDS = {
     "train": "fine-tune a model (the default command)",
@@ -92,10 +93,9 @@ def _our_bug(error: Exception) -> int:
 def _calm() -> None:
     """Letters that the terminal does not know never stop a run; warnings and bars of libraries are not shown.
 
-    A run collects them in its debug.log; `python -W` and PYTHONWARNINGS show them as usual. Threads that wait for each
-    other sleep: spinning ones make a step five to ten times slower as soon as another program wants a core.
+    A run collects them in its debug.log; `python -W` and PYTHONWARNINGS show them as usual.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is loaded
+    share_the_machine()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

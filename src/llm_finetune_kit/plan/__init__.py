@@ -148,6 +148,7 @@ def _draft(
         frozen_layers=training.freeze_layers,
         data_tokens=0 if data.streamed else data.tokens,
         variant=config.lora.variant,
+        shapes=steps if data.tokens < data.examples * data.longest else 1,
     )
     work = _mechanics(config, machine, model, work, longest * min(examples, data.examples), decide)
     decisions.habits(config, machine, data, steps, decide)
