@@ -13,9 +13,10 @@ from typing import Any
 
 from llm_finetune_kit.plan.memory import STATE, Work, attention_bytes, block_bytes, drops, weight_bytes
 
-# Share of the matrix rate in a block's products. CPU: set on steps of GPT-2, SmolLM2-135M and the demo model, LoRA and full, on
-# one core of an AMD EPYC with avx512_bf16 (benchmarks/results/plan_times.jsonl); GPUs: an assumption.
-REACHED = {"cpu": 0.46, "cuda": 0.6, "mps": 0.6}
+REACHED = {"cuda": 0.6, "mps": 0.6}  # share of the matrix rate in a block's products; an assumption
+# On a CPU that share is 1 / (LARGE + NARROWNESS / width of the model): set on steps of the demo model, SmolLM2-135M, GPT-2 and a
+# Llama of width 2,048, LoRA and full, on one core of an AMD EPYC with avx512_bf16 (benchmarks/results/plan_times.jsonl).
+LARGE, NARROWNESS = 1.32, 440.0
 ATTENTION_REACHED = 0.25  # of the float32 rate, in attention on a CPU
 DROPPED_PAIRS = 2.5e8  # pairs of tokens and heads a second and core where attention drops on a CPU: noise is drawn one by one
 BANDWIDTH = {"cpu": 6e9, "cuda": 1e12, "mps": 1.5e11}  # bytes a second of kept activations, all passes over them counted
@@ -80,7 +81,8 @@ def step_seconds(model: Any, work: Work, rates: Rates, tokens: float, targets: f
     """Seconds of one optimizer step over `tokens` tokens in documents of `length`, in passes of at most `work.tokens`."""
     passes = max(1, math.ceil(tokens / work.tokens))
     device = work.device
-    seconds = flops(model, work, tokens, targets) / (rates.of(work.dtype) * REACHED[device])
+    reached = REACHED.get(device, 1 / (LARGE + NARROWNESS / model.hidden))
+    seconds = flops(model, work, tokens, targets) / (rates.of(work.dtype) * reached)
     core = attention_flops(model, work, tokens, length)
     if device == "cpu" and drops(model):
         pairs = model.layers * model.heads * length * tokens * (2 if work.recompute else 1)
@@ -88,7 +90,7 @@ def step_seconds(model: Any, work: Work, rates: Rates, tokens: float, targets: f
     elif device == "cpu":
         seconds += core / (rates.float32 * ATTENTION_REACHED)
     else:
-        seconds += core / (rates.narrow * REACHED[device])
+        seconds += core / (rates.narrow * reached)
     block = (block_bytes(model, work) - attention_bytes(model, work)) / work.tokens
     seconds += model.layers * block * tokens * (1.4 if work.recompute else 1.0) / BANDWIDTH[device]
     if work.quantization:
