@@ -1,8 +1,7 @@
-"""How far the plan is off: peak memory and speed, predicted and measured, over models, methods, lengths and batches.
+"""How far the plan's memory is off, predicted and measured, over models, methods, lengths and batches; plan_times.py has times.
 
     python benchmarks/plan_accuracy.py run --out results.jsonl          (goes on where it stopped)
     python benchmarks/plan_accuracy.py table --out results.jsonl
-    python benchmarks/plan_accuracy.py time                             (tokens/s: by the table of rates, after a probe, measured)
 
 Every case is one whole run (`run()`: load, evaluate, answer, train, save, report) in a fresh process, on random weights of
 a real model's shape with random tokens in rows of exact lengths. Memory is VmHWM, read and reset at every event, so
@@ -134,18 +133,6 @@ CASES = [
 ]
 
 
-TIMED = [
-    Case("smollm2-135m", "lora", 256, 4, shortest=32, steps=12),
-    Case("smollm2-135m", "lora", 512, 8, shortest=64, steps=8),
-    Case("smollm2-135m", "lora", 1024, 4, 1, shortest=128, steps=6),
-    Case("smollm2-135m", "full", 256, 4, shortest=32, steps=12),
-    Case("gpt2", "lora", 256, 8, shortest=32, steps=12),
-    Case("llama-1b-4-layers", "lora", 512, 4, shortest=64, steps=6),
-    Case("llama-1b-4-layers", "nf4", 512, 4, shortest=64, steps=6),
-    Case("qwen2.5-0.5b", "lora", 512, 4, shortest=64, steps=6),
-]
-
-
 # --- inputs ------------------------------------------------------------------------------------------------
 
 
@@ -272,43 +259,9 @@ def child(case: Case, model: Path) -> dict[str, Any]:
     }
 
 
-def probed(case: Case, model: Path) -> dict[str, Any]:
-    """Tokens a second as planned from the table of rates, and as planned after a probe."""
-    from llm_finetune_kit.config import RunConfig
-    from llm_finetune_kit.hardware import this_machine
-    from llm_finetune_kit.material import prepare_run
-    from llm_finetune_kit.models.facts import model_facts
-    from llm_finetune_kit.plan import DataFacts, make_plan
-    from llm_finetune_kit.probe import probe
-
-    with tempfile.TemporaryDirectory() as folder:
-        rows = write_rows(case, min(50000, SHAPES[case.model]["vocab_size"]), Path(folder))
-        config = RunConfig().with_values(values(case, model, rows, Path(folder) / "out"))
-        material = prepare_run(config)
-        tokens = material.train
-        data = DataFacts(len(tokens), HELD_OUT, len(tokens.ids), int(tokens.targets.sum()), int(tokens.lengths.max()))
-        found = probe(material)
-        after = make_plan(material.plan.config, this_machine(), model_facts(model, case.model), data, measured=found)
-    return {"before": material.plan.time.get("tokens_per_second", 0.0), "after": after.time["tokens_per_second"]}
-
-
-def compare_times(wanted: list[str], place: Path) -> None:
-    print("| run | planned from rates, tokens/s | planned after a probe | measured | error after the probe |")
-    print("|---|---|---|---|---|")
-    for case in TIMED:
-        if not all(word in case.name.split() for word in wanted):
-            continue
-        if not (place / case.model / "tokenizer.json").is_file():
-            write_model(case.model, place / case.model)
-        planned, was = (in_child(case, place, what) for what in ("probe", "child"))
-        speed = was["tokens_per_second"]
-        off = planned["after"] / speed - 1
-        print(f"| {case.name} | {planned['before']:.0f} | {planned['after']:.0f} | {speed:.0f} | {off:+.1%} |", flush=True)
-
-
-def in_child(case: Case, place: Path, what: str) -> dict[str, Any]:
+def in_child(case: Case, place: Path) -> dict[str, Any]:
     """What a fresh process found. Raises RuntimeError with the end of what it said if it failed."""
-    command = [sys.executable, __file__, what, "--case", json.dumps(asdict(case)), "--models", str(place)]
+    command = [sys.executable, __file__, "child", "--case", json.dumps(asdict(case)), "--models", str(place)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode:
         raise RuntimeError(f"{case.name}: {ended.stderr.strip()[-1500:]}")
@@ -326,7 +279,7 @@ def run_cases(out: Path, wanted: list[str], place: Path) -> None:
             write_model(case.model, folder)
         started = time.perf_counter()
         try:
-            told = in_child(case, place, "child")
+            told = in_child(case, place)
         except RuntimeError as error:
             print(f"failed: {error}", flush=True)
             continue
@@ -382,18 +335,15 @@ def table(out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "table", "time", "child", "probe"])
+    parser.add_argument("what", choices=["run", "table", "child"])
     parser.add_argument("--out", type=Path, default=Path("plan_accuracy.jsonl"))
     parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "plan_accuracy_models")
     parser.add_argument("--only", nargs="*", default=[], help="words that a case's name must hold")
     parser.add_argument("--case", type=json.loads)
     asked = parser.parse_args()
-    if asked.what in ("child", "probe"):
+    if asked.what == "child":
         case = Case(**asked.case)
-        work = child if asked.what == "child" else probed
-        print(json.dumps(work(case, asked.models / case.model)))
-    elif asked.what == "time":
-        compare_times(asked.only, asked.models)
+        print(json.dumps(child(case, asked.models / case.model)))
     elif asked.what == "run":
         run_cases(asked.out, asked.only, asked.models)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -90,3 +91,21 @@ def test_an_unknown_machine_is_refused_with_the_nearest_names() -> None:
 def test_prices_are_dollars_an_hour_or_nothing() -> None:
     assert all(gpu.price is None or 0.05 < gpu.price < 20 for gpu in GPUS.values())
     assert machine_named("T4").price == GPUS["T4"].price
+
+
+@pytest.mark.parametrize(("asked", "found"), [({}, "passive 256"), ({"OMP_WAIT_POLICY": "active"}, "active 256")])
+def test_waiting_threads_sleep_unless_the_environment_says_otherwise(asked: dict[str, str], found: str) -> None:
+    code = "import os; from llm_finetune_kit.hardware import share_the_machine as share; share(); " + (
+        "print(os.environ['OMP_WAIT_POLICY'], os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])"
+    )
+    names = ("OMP_WAIT_POLICY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    env = {name: value for name, value in os.environ.items() if name not in names} | asked
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.strip() == found
+
+
+def test_a_command_sets_that_before_torch_is_loaded() -> None:
+    code = "import os; from llm_finetune_kit.cli import guarded; guarded(lambda: 0); print(os.environ.get('OMP_WAIT_POLICY'))"
+    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.strip() == "passive"

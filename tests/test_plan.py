@@ -222,9 +222,9 @@ def test_to_ask_for_every_nth_block_is_to_ask_for_recomputation() -> None:
 
 
 def test_time_adds_up_and_grows_with_work() -> None:
-    short, long = plan("smollm2-135m", training__max_steps=10), plan("smollm2-135m", training__max_steps=100)
-    assert long.time["training"] == pytest.approx(10 * short.time["training"])
-    parts = ("start", "training", "evaluation", "saving")
+    short, long = plan("smollm2-135m", training__max_steps=10), plan("smollm2-135m", training__max_steps=60)
+    assert long.time["training"] == pytest.approx(6 * short.time["training"])
+    parts = ("start", "training", "evaluation", "answers", "saving", "report")
     assert short.time["total"] == pytest.approx(sum(short.time[part] for part in parts))
     assert short.time["tokens_per_second"] == pytest.approx(16 * 234 / short.time["step_seconds"])
 
@@ -251,15 +251,44 @@ def test_a_machine_of_unknown_speed_has_no_time() -> None:
     assert made.time == {} and made.cost is None
 
 
+def test_the_last_step_of_an_epoch_is_smaller() -> None:
+    """1,000 examples in steps of 16: 62 whole ones and one of 8."""
+    epochs = plan("smollm2-135m", training__num_epochs=2)
+    assert epochs.steps == 126
+    tokens = epochs.time["tokens_per_second"] * epochs.time["step_seconds"]
+    assert tokens == pytest.approx(234_000 * 2 / 126)
+
+
+PROBED = Measured(
+    step_seconds=100.0, step_tokens=16 * 234.0, step_targets=16 * 170.0, step_examples=16.0, steps=5,
+    start=3.0, evaluation=7.0, answers=11.0, peak_memory=9 * 10**9,
+)  # fmt: skip
+
+
 def test_a_probe_replaces_the_estimates() -> None:
-    before = plan("smollm2-135m")
-    slow = Measured(step_seconds=100.0, step_tokens=2048, step_targets=2048, length=512, peak_memory=9 * 10**9)
-    after = plan("smollm2-135m", options={"measured": slow})
+    before = plan("smollm2-135m", training__max_steps=10)
+    after = plan("smollm2-135m", options={"measured": PROBED}, training__max_steps=10)
     assert after.peak_memory == 9 * 10**9
-    assert after.time["step_seconds"] > 10 * before.time["step_seconds"]
-    assert "measured" in after.time["source"]
-    half = plan("smollm2-135m", options={"measured": replace(slow, step_seconds=50.0)})
-    assert after.time["step_seconds"] == pytest.approx(2 * half.time["step_seconds"])
+    assert after.time["training"] == pytest.approx(10 * 100.0)
+    assert after.time["evaluation"] == pytest.approx(11 * 7.0)  # before the first step and after every one
+    assert after.time["answers"] == pytest.approx(2 * 11.0)
+    imports = after.time["start"] - 3.0
+    assert 0 < imports < before.time["start"]
+    assert "5 steps measured" in after.time["source"]
+
+
+def test_a_probe_of_longer_rows_says_less_of_shorter_ones() -> None:
+    """What was probed is moved to the run's mean step: twice the tokens took about twice the time."""
+    twice = replace(PROBED, step_tokens=32 * 234.0, step_targets=32 * 170.0, step_examples=32.0)
+    after = plan("smollm2-135m", options={"measured": twice}, training__max_steps=10)
+    assert 0.5 < after.time["step_seconds"] / 100.0 < 0.55
+
+
+def test_kernels_of_ever_new_lengths_are_counted() -> None:
+    equal = replace(DATA, tokens=512_000)
+    few, many = (plan("smollm2-135m", training__max_steps=steps).memory["kernels"] for steps in (2, 100))
+    assert few < many == plan("smollm2-135m", training__max_steps=1000).memory["kernels"]
+    assert plan("smollm2-135m", data=equal, training__max_steps=100).memory["kernels"] < few
 
 
 # --- proof -------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from typing import Any
 from llm_finetune_kit.arguments import FLAGS, SHORT, Parser, asked_config
 from llm_finetune_kit.config import RunConfig, knobs
 from llm_finetune_kit.errors import OUR_BUG, KitError, MachineError, UsageError, nearest
+from llm_finetune_kit.hardware import share_the_machine
 
 COMMANDS = {
     "train": "fine-tune a model (the default command)",
@@ -95,6 +96,7 @@ def _calm() -> None:
 
     A run collects them in its debug.log; `python -W` and PYTHONWARNINGS show them as usual.
     """
+    share_the_machine()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
@@ -172,7 +174,7 @@ def _config_arguments(parser: argparse.ArgumentParser, command: str) -> None:
         parser.add_argument("--price", type=float, metavar="X", help="what the machine costs an hour, in dollars")
         parser.add_argument("--force", action="store_true", help="start although the plan says that it cannot fit")
     if command == "plan":
-        parser.add_argument("--probe", action="store_true", help="run two worst-case steps here, to be sure")
+        parser.add_argument("--probe", action="store_true", help="run some of its steps here first, to be sure")
 
 
 def _dispatch(words: list[str]) -> int:

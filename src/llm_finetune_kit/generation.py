@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from llm_finetune_kit.config import GenerationSection
 from llm_finetune_kit.models.tokenizer import ChatTokenizer
+from llm_finetune_kit.plan.speed import SAMPLES
 
 
 @torch.inference_mode()
@@ -39,3 +41,21 @@ def answer(model: Any, chat: ChatTokenizer, prompt_ids: list[int], how: Generati
 
 def _positions(model: Any) -> int:
     return int(getattr(model.config, "max_position_embeddings", 2048))
+
+
+def sample_prompts(material: Any) -> list[tuple[list[int], str, str]]:
+    """Prompts of a `Material` to answer before and after training: ids, text and reference answer (may be empty)."""
+    chat, asked = material.chat, material.plan.config.evaluation.prompts
+    if asked:
+        return [(chat.prompt_ids([{"role": "user", "content": text}]), text, "") for text in asked]
+    tokens = material.shown
+    found = []
+    for index in range(min(SAMPLES, len(tokens))):
+        ids, trained = tokens.example(index)
+        first = int(np.flatnonzero(trained)[0])
+        if first == 0:  # raw text: begin with its first words
+            first = min(16, len(ids) // 2)
+        last = first + int(np.argmin(np.append(trained[first:], False)))  # the end of the first answer
+        asked, reference = ids[:first].tolist(), ids[first:last].tolist()
+        found.append((asked, chat.decode(asked).strip(), chat.decode(reference).strip()))
+    return found

@@ -17,10 +17,13 @@ from typing import Any
 
 from llm_finetune_kit.errors import MachineError
 from llm_finetune_kit.gpus import GB, GIB, gpu_named
+from llm_finetune_kit.plan.memory import KERNELS
 from llm_finetune_kit.plan.speed import Rates
 
-# bfloat16's matrix products over float32's, measured: with tiles (AMX) 2,795 and 417 GFLOP/s, with vectors 800 and 190
-NARROW = {"amx_bf16": 6.7, "avx512_bf16": 4.2}
+# bfloat16's matrix products over float32's, measured: with tiles (Intel AMX, two cores) 2,795 and 417 GFLOP/s, with vectors
+# (AMD EPYC of family 25, one core) 218 and 91
+NARROW = {"amx_bf16": 6.7, "avx512_bf16": 2.3}
+SCALING = 0.85  # exponent of the number of cores: two did 1.8 times as much as one (SmolLM2-135M)
 NATIVE = (8, 0)  # the compute capability from which NVIDIA's GPUs compute bfloat16
 SIGNS = ("/proc/driver/nvidia", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")  # of a GPU and its driver, on Linux and in WSL
 _trim: Any = None  # the C library's function, looked up once
@@ -121,17 +124,21 @@ def _known_rates(name: str, memory: int, cores: int) -> tuple[Rates | None, floa
 
 @cache
 def _cpu_rates(flag: str) -> Rates:
-    """What matrix products reach here: float32 measured in some 50 ms without torch, the narrow format by a known ratio."""
+    """What matrix products reach here: float32 measured in some 20 ms without torch, the narrow format by a known ratio.
+
+    The products are so small that one core computes each, and the best of many counts: other programs then disturb the
+    figure little, where a product on all cores may take 25 times as long as alone.
+    """
     import numpy as np
 
-    side = np.random.default_rng(0).standard_normal((768, 768), dtype=np.float32)
+    side = np.random.default_rng(0).standard_normal((16, 64, 64), dtype=np.float32)
     side @ side
     times = []
-    for _ in range(5):
+    for _ in range(100):
         started = time.perf_counter()
         side @ side
         times.append(time.perf_counter() - started)
-    rate = 2 * 768**3 / min(times)
+    rate = 2 * side.size * 64 / min(times) * usable_cores() ** SCALING
     return Rates(rate, rate * NARROW.get(flag, 1.0), usable_cores(), "a short measurement of this CPU's float32 products")
 
 
@@ -149,6 +156,18 @@ def asked_threads() -> int | None:
 def usable_cores() -> int:
     """Cores this process may use: those it is allowed, or fewer where OMP_NUM_THREADS asks for that."""
     return min(filter(None, (allowed_cores(), asked_threads())))
+
+
+def share_the_machine() -> None:
+    """How torch treats the rest of this machine; what the environment says already stays. Only before torch is loaded.
+
+    OpenMP's threads sleep while they wait for each other: spinning ones held the cores that other programs wanted, and steps
+    on two busy cores took 5 to 13 times as long. And oneDNN keeps fewer kernels: it makes some for every new count of tokens
+    and would keep 1,024, which grew a run by 12 MB a step.
+    """
+    if "torch" not in sys.modules:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
 
 
 def _existing(folder: Path) -> Path:

@@ -15,7 +15,7 @@ from llm_finetune_kit.data.split import split
 from llm_finetune_kit.data.windows import windowed
 from llm_finetune_kit.errors import ConfigError
 from llm_finetune_kit.events import Listen, Noted, Planned, Stage, Warned, ignore
-from llm_finetune_kit.hardware import this_machine
+from llm_finetune_kit.hardware import share_the_machine, this_machine
 from llm_finetune_kit.models.locate import check_name, locate
 from llm_finetune_kit.models.quantization import require_bitsandbytes
 from llm_finetune_kit.models.safety import check_vocabulary
@@ -76,6 +76,7 @@ def prepare_run(
     this one, `price` is in dollars an hour, and with `force` a run that seems not to fit is planned all the same. Without
     `weights` those of a model on the hub are not fetched.
     """
+    share_the_machine()
     if config.model.name is None:
         raise ConfigError(
             5, "no model is named", where="model.name", fix="for example --model demo, --model gpt2 or a local folder"

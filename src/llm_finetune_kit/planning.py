@@ -34,7 +34,7 @@ def plan_run(
     """What a config would do and need. `on` names another machine, `price` is in dollars an hour.
 
     Without data, or where the hub that has it is out of reach, nothing is read but the model's shape, which is known for the
-    models of the catalog, and a usual set is assumed. Weights are fetched only to be `probed`, which runs two worst-case
+    models of the catalog, and a usual set is assumed. Weights are fetched only to be `probed`, which runs some of its
     steps here and puts the plan on their ground. Raises what `prepare_run` raises, and ConfigError for a price below 0.
     """
     if price is not None and not price >= 0:
@@ -59,7 +59,8 @@ def plan_run(
     measured = probe(material)
     plan = make_plan(config, machine, material.model, material.facts, force=force, measured=measured, price=price)
     listen(Planned(plan.to_dict() | {"machine": machine.name}))
-    listen(Noted(f"probed: {measured.step_tokens:,} tokens in {measured.step_seconds:.2f} s"))
+    told = f"{measured.steps} steps of {measured.step_tokens:,.0f} tokens on average took {measured.step_seconds:.2f} s each"
+    listen(Noted(f"probed in {measured.seconds:.0f} s: {told}"))
     return plan
 
 

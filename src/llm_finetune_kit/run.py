@@ -34,8 +34,6 @@ from llm_finetune_kit.material import Material, prepare_run
 from llm_finetune_kit.plan import compare
 from llm_finetune_kit.tracking import require_trackers, tracked
 
-MOST_SAMPLES = 3
-
 
 @dataclass(frozen=True)
 class Result:
@@ -148,6 +146,7 @@ class _Told:
 
 
 def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, heard: Interrupts, loaded: Any) -> Result:
+    from llm_finetune_kit.generation import sample_prompts
     from llm_finetune_kit.training import checkpoint
     from llm_finetune_kit.training.assembly import assemble
     from llm_finetune_kit.training.loop import evaluate, fit
@@ -159,7 +158,7 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, heard:
     if not objective.packs:
         say(Warned("this model would mix packed examples, so each is computed alone, which is slower"))
     good = _newest_sound(folder, say)
-    prompts = _prompts(material)
+    prompts = sample_prompts(material)
     if good is None:
         if any(hasattr(event, "step") for event in folder.replay()):
             say(Resumed(0, ""))
@@ -227,26 +226,6 @@ def _restore_best(folder: RunFolder, model: Any, progress: Any, say: Listen) -> 
     restore_weights(model, place)
     say(Stage("best", f"the weights of step {best} had the lowest held-out loss"))
     return best
-
-
-def _prompts(material: Material) -> list[tuple[list[int], str, str]]:
-    """Prompts to answer before and after training: ids, text and reference answer (may be empty)."""
-    import numpy as np
-
-    chat, asked = material.chat, material.plan.config.evaluation.prompts
-    if asked:
-        return [(chat.prompt_ids([{"role": "user", "content": text}]), text, "") for text in asked]
-    tokens = material.shown
-    found = []
-    for index in range(min(MOST_SAMPLES, len(tokens))):
-        ids, trained = tokens.example(index)
-        first = int(np.flatnonzero(trained)[0])
-        if first == 0:  # raw text: begin with its first words
-            first = min(16, len(ids) // 2)
-        last = first + int(np.argmin(np.append(trained[first:], False)))  # the end of the first answer
-        asked, reference = ids[:first].tolist(), ids[first:last].tolist()
-        found.append((asked, chat.decode(asked).strip(), chat.decode(reference).strip()))
-    return found
 
 
 def _sample(objective: Any, material: Material, prompts: list[tuple[list[int], str, str]], step: int, say: Listen) -> None:

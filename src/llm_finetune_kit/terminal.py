@@ -250,7 +250,9 @@ def _time_and_cost(plan: dict[str, Any]) -> list[tuple[str, str, str]]:
     """How long it takes, what it costs, what it writes, and what would make it fit."""
     pairs = []
     if time := plan.get("time"):
-        parts = ", ".join(f"{name} {words.duration(time[name])}" for name in ("training", "evaluation", "saving", "start"))
+        parts = ", ".join(
+            f"{name} {words.duration(time[name])}" for name in ("training", "evaluation", "answers", "saving", "start")
+        )
         speed = f"{time['tokens_per_second']:,.0f} tokens/s, {time['source']}"
         pairs.append(("time", f"about {words.duration(time['total'])}", f"{parts}; {speed}"))
     if cost := plan.get("cost"):

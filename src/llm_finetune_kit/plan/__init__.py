@@ -174,14 +174,14 @@ def _draft(
         frozen_layers=training.freeze_layers,
         data_tokens=0 if data.streamed else data.tokens,
         variant=config.lora.variant,
+        shapes=steps if data.tokens < data.examples * data.longest else 1,
     )
     work = _mechanics(config, machine, model, work, longest * min(examples, data.examples), decide)
     decisions.habits(config, machine, data, steps, decide)
     saves = -(-steps // int(decide.values["training.save_steps"]))
     moment, memory, needed = _memory(model, work, measured)
     disk = _disk(model, work, min(saves, max(2, training.save_total_limit)))
-    rows = (data, min(examples, data.examples), min(data.tokens / max(1, data.examples), length))
-    time = _time(model, work, machine.rates, rows, (steps, int(decide.values["training.eval_steps"]), saves), measured)
+    time = _time(config, model, work, machine, data, steps, decide.values, measured)
     warnings = contradictions.unused(config, model, work.quantization)
     warnings += decisions.warnings(config, data, steps, warmup, examples)
     values = {"data.streaming": data.streamed, "output.run_name": config.output.run_name or decisions.run_name(config)}
@@ -276,24 +276,37 @@ def _memory(model: Any, work: Work, measured: Measured | None) -> tuple[str, dic
     return moment, {part: size for part, size in found[moment].items() if size}, needed
 
 
-def _time(
-    model: Any, work: Work, rates: Any, rows: tuple[DataFacts, int, float], counts: tuple[int, int, int], measured: Any
-) -> Any:
+def _time(config: RunConfig, model: Any, work: Work, machine: Any, data: DataFacts, steps: int, knobs: Any, measured: Any) -> Any:
+    """Seconds by part; `knobs` are decided values. A probe's means are moved from its steps to the run's mean step."""
+    rates, seen = machine.rates, _examples_of_a_step(config, data, steps)
     if rates is None:
         return {}
-    (data, examples, mean), (steps, eval_steps, saves) = rows, counts
-    share = data.target_tokens / max(1, data.tokens)
-    tokens = examples * mean
+    mean = min(data.tokens / max(1, data.examples), knobs["model.max_length"])
+    share, tokens = data.target_tokens / max(1, data.tokens), seen * mean
     step = speed.step_seconds(model, work, rates, tokens, share * tokens, mean)
     held_out = speed.evaluation_seconds(model, work, rates, data.held_out * mean, mean)
-    source = rates.source
+    asked = len(config.evaluation.prompts or ()) or speed.SAMPLES
+    answers = speed.answers_seconds(model, work, asked, config.evaluation.generation.max_new_tokens)
+    start, source = speed.start_seconds(model, work), rates.source
     if measured is not None:
-        probe = measured.step_tokens
-        scale = measured.step_seconds / speed.step_seconds(model, work, rates, probe, measured.step_targets, measured.length)
-        step, held_out, source = step * scale, held_out * scale, "two steps measured on this machine"
-    evaluations = (1 + -(-steps // eval_steps)) if data.held_out else 0
-    parts = speed.run_seconds(model, work, step=step, steps=steps, evaluation=held_out, evaluations=evaluations, saves=saves)
+        length = measured.step_tokens / measured.step_examples
+        reckoned = speed.step_seconds(model, work, rates, measured.step_tokens, measured.step_targets, length)
+        step *= measured.step_seconds / reckoned
+        held_out, answers, start = measured.evaluation, measured.answers, measured.start
+        source = f"{measured.steps} steps measured on this machine"
+    evaluations = (1 + -(-steps // int(knobs["training.eval_steps"]))) if data.held_out else 0
+    saves = -(-steps // int(knobs["training.save_steps"]))
+    parts = speed.run_seconds(
+        work, step=step, steps=steps, evaluation=held_out, evaluations=evaluations, answers=answers, saves=saves, start=start
+    )
     return parts | {"step_seconds": step, "tokens_per_second": tokens / step, "source": source}
+
+
+def _examples_of_a_step(config: RunConfig, data: DataFacts, steps: int) -> float:
+    """Mean over a run's steps: the last one of an epoch may be smaller."""
+    examples = min(config.training.batch_size * config.training.gradient_accumulation_steps, data.examples)
+    epochs, more = divmod(steps, -(-data.examples // max(1, examples)))
+    return (epochs * data.examples + more * examples) / max(1, steps)
 
 
 def _disk(model: Any, work: Work, checkpoints: int) -> dict[str, int]:

@@ -17,6 +17,9 @@ HEAD_WORKSPACE = 30_000_000  # float32 logits of one chunk, see training/step.py
 LIBRARIES = 660_000_000  # torch, transformers, peft and their kind in resident memory: measured, Linux, CPU build
 QUANTIZER = 60_000_000  # bitsandbytes on top of them
 PER_TOKEN_NAME = 700  # bytes per vocabulary entry of a loaded fast tokenizer: measured
+KERNELS = 256  # that oneDNN keeps, see hardware.share_the_machine
+KERNEL = 330_000  # bytes of one: measured, demo model, capacities of 50 to 1,024
+KERNELS_OF_A_SHAPE = 24  # that a pass of a new count of tokens needs: counted, SmolLM2-135M with LoRA
 CONTEXT = 600_000_000  # CUDA's context and kernels; not measured here
 SLOPES = 6  # widths of the MLP that stand at once in the backward pass of one block; set on Qwen2.5-0.5B, 2,048 tokens
 GAPS = {"cpu": 0.27, "cuda": 0.05, "mps": 0.05}  # of activations: what the allocator holds between them; measured on CPUs only
@@ -44,6 +47,7 @@ class Work:
     frozen_layers: int = 0
     optimizer: str = "adamw"
     passes: int = 1  # of one step
+    shapes: int = 1  # different counts of tokens that passes of the run may have
     data_tokens: int = 0  # of the whole data set, held in memory
     variant: str = "lora"
 
@@ -100,6 +104,7 @@ def _always(model: Any, work: Work) -> Parts:
     if work.device != "cpu":
         return parts | {"context": CONTEXT}
     libraries = LIBRARIES + (QUANTIZER if work.quantization or "8bit" in work.optimizer else 0)
+    parts["kernels"] = KERNEL * min(KERNELS, KERNELS_OF_A_SHAPE * work.shapes)
     return parts | {"libraries": libraries, "tokenizer and data": PER_TOKEN_NAME * model.vocabulary + 5 * work.data_tokens}
 
 

@@ -8,30 +8,45 @@ the shares of them that the engine reaches are measured constants. A probe repla
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from llm_finetune_kit.plan.memory import Work, attention_bytes, block_bytes, drops, weight_bytes
+from llm_finetune_kit.plan.memory import STATE, Work, attention_bytes, block_bytes, drops, weight_bytes
 
-REACHED = {"cpu": 0.6, "cuda": 0.6, "mps": 0.6}  # share of the matrix rate in a block's products; GPUs: an assumption
+REACHED = {"cuda": 0.6, "mps": 0.6}  # share of the matrix rate in a block's products; an assumption
+# On a CPU that share is 1 / (LARGE + NARROWNESS / width of the model): set on steps of the demo model, SmolLM2-135M, GPT-2 and a
+# Llama of width 2,048, LoRA and full, on one core of an AMD EPYC with avx512_bf16 (benchmarks/results/plan_times.jsonl).
+LARGE, NARROWNESS = 1.32, 440.0
 ATTENTION_REACHED = 0.25  # of the float32 rate, in attention on a CPU
 DROPPED_PAIRS = 2.5e8  # pairs of tokens and heads a second and core where attention drops on a CPU: noise is drawn one by one
 BANDWIDTH = {"cpu": 6e9, "cuda": 1e12, "mps": 1.5e11}  # bytes a second of kept activations, all passes over them counted
 UNPACKING = {"cpu": 1.0e9, "cuda": 2e11, "mps": 1e10}  # packed weights a second
 LAUNCHES = 0.0012  # seconds a block and pass take on a GPU however small it is: some 200 kernels
-DISK = 3e8  # bytes a second, written and checked
-START = {"cpu": 6.0, "cuda": 12.0, "mps": 10.0}  # seconds of imports and set-up
+DISK = 5e8  # bytes a second, written and checked: measured, there too
+START = {"cpu": 4.2, "cuda": 12.0, "mps": 10.0}  # seconds of imports, reading the data and planning: measured on the CPU
+LOADING = 1.0  # seconds of building a model and checking how its attention and its head behave
+PACKING = 2e7  # weights a second into 4 bits
+READING = {"cpu": 1e10, "cuda": 1e12, "mps": 1.5e11}  # bytes of weights a second, one token at a time
+LAYER_CALLS = 4e-4  # seconds a layer takes for one token however small it is
+SAVING = 0.1  # seconds of a checkpoint however small it is
+REPORT = 0.7  # seconds of curves and pages at the end
+SAMPLES = 3  # prompts that are answered before and after training
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What worst-case steps took: seconds, tokens, targets, length of the rows and peak bytes."""
+    """What a probe found. A step's figures are means over steps of the run's own order; times are in seconds."""
 
     step_seconds: float
-    step_tokens: int
-    step_targets: int
-    length: int
-    peak_memory: int
+    step_tokens: float
+    step_targets: float
+    step_examples: float
+    steps: int  # that the means are of
+    start: float  # from the weights' files to the first step
+    evaluation: float  # of all held-out rows, once
+    answers: float  # of all sample prompts, once
+    peak_memory: int  # bytes, of steps made of the longest rows
+    seconds: float = 0.0  # that the probe itself took
 
 
 @dataclass(frozen=True)
@@ -66,7 +81,8 @@ def step_seconds(model: Any, work: Work, rates: Rates, tokens: float, targets: f
     """Seconds of one optimizer step over `tokens` tokens in documents of `length`, in passes of at most `work.tokens`."""
     passes = max(1, math.ceil(tokens / work.tokens))
     device = work.device
-    seconds = flops(model, work, tokens, targets) / (rates.of(work.dtype) * REACHED[device])
+    reached = REACHED.get(device, 1 / (LARGE + NARROWNESS / model.hidden))
+    seconds = flops(model, work, tokens, targets) / (rates.of(work.dtype) * reached)
     core = attention_flops(model, work, tokens, length)
     if device == "cpu" and drops(model):
         pairs = model.layers * model.heads * length * tokens * (2 if work.recompute else 1)
@@ -74,7 +90,7 @@ def step_seconds(model: Any, work: Work, rates: Rates, tokens: float, targets: f
     elif device == "cpu":
         seconds += core / (rates.float32 * ATTENTION_REACHED)
     else:
-        seconds += core / (rates.narrow * REACHED[device])
+        seconds += core / (rates.narrow * reached)
     block = (block_bytes(model, work) - attention_bytes(model, work)) / work.tokens
     seconds += model.layers * block * tokens * (1.4 if work.recompute else 1.0) / BANDWIDTH[device]
     if work.quantization:
@@ -91,15 +107,30 @@ def evaluation_seconds(model: Any, work: Work, rates: Rates, tokens: float, leng
     return step_seconds(model, once, rates, tokens, tokens, length) / 3
 
 
+def answers_seconds(model: Any, work: Work, prompts: int, tokens: int) -> float:
+    """Seconds of answering `prompts` prompts with `tokens` tokens each: every token reads all weights once."""
+    once = weight_bytes(model, replace(work, method="lora", quantization=None)) / READING[work.device]
+    unpacked = model.linear_parameters / UNPACKING[work.device] if work.quantization else 0.0
+    return prompts * tokens * float(once + unpacked + model.layers * LAYER_CALLS)
+
+
+def start_seconds(model: Any, work: Work) -> float:
+    """Seconds from the weights' files to the first step; what is packed is read and packed."""
+    packing = model.linear_parameters / PACKING if work.quantization else 0.0
+    return float(LOADING + weight_bytes(model, work) / 1e9 + packing)
+
+
 def run_seconds(
-    model: Any, work: Work, *, step: float, steps: int, evaluation: float, evaluations: int, saves: int
+    work: Work, *, step: float, steps: int, evaluation: float, evaluations: int, answers: float, saves: int, start: float
 ) -> dict[str, float]:
-    """Seconds by part of a whole run."""
-    files = 4.0 * work.trained + 8.0 * work.trained
+    """Seconds by part of a whole run; answers are given twice, before and after."""
+    files = (4.0 + STATE[work.optimizer]) * work.trained
     parts = {
-        "start": START[work.device] + weight_bytes(model, work) / 1e9,
+        "start": START[work.device] + start,
         "training": step * steps,
         "evaluation": evaluation * evaluations,
-        "saving": (saves + 1) * (0.2 + files / DISK),
+        "answers": 2 * answers,
+        "saving": (saves + 1) * (SAVING + files / DISK),
+        "report": REPORT,
     }
     return parts | {"total": sum(parts.values())}
