@@ -11,6 +11,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the program does; here torch is loaded before it
 
 
 @pytest.fixture(autouse=True)

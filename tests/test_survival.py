@@ -423,6 +423,12 @@ def scarce(limit: int, step: int, monkeypatch: pytest.MonkeyPatch, at_evaluation
     monkeypatch.setattr(Objective, "summed", summed)
 
 
+def but_first_evaluation(folder: RunFolder) -> dict[str, Any]:
+    """That one came before memory ran out."""
+    told = story(folder)
+    return told | {"evaluations": told["evaluations"][1:]}
+
+
 @pytest.mark.parametrize("kind", ["lora", "full"])
 def test_fault_076_where_memory_runs_out_the_step_is_done_again_in_smaller_passes(
     kind: str, at: Campaign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -433,7 +439,7 @@ def test_fault_076_where_memory_runs_out_the_step_is_done_again_in_smaller_passe
     heard: list[Event] = []
     big = run(asked(at, tmp_path / "big", kind, training__tokens_per_pass=128), heard.append).folder
     assert len([event for event in heard if isinstance(event, Warned) and "memory ran out in step 1" in event.message]) == 1
-    assert story(big) == story(small)
+    assert but_first_evaluation(big) == but_first_evaluation(small)
     assert json.loads((big.checkpoints()[0] / "trainer_state.json").read_text())["tokens_per_pass"] == 64
 
 
@@ -444,7 +450,7 @@ def test_fault_076_a_resumed_run_remembers_how_much_fits(at: Campaign, tmp_path:
     heard: list[Event] = []
     resume(folder, heard.append)
     assert not [event for event in heard if isinstance(event, Warned) and "memory ran out" in event.message]
-    assert story(folder) == story(small)
+    assert but_first_evaluation(folder) == but_first_evaluation(small)
 
 
 def test_fault_076_an_evaluation_that_does_not_fit_is_done_in_smaller_passes(
@@ -468,14 +474,15 @@ def test_fault_076_a_row_that_does_not_fit_is_named(at: Campaign, tmp_path: Path
 
 def test_fault_076_memory_that_really_runs_out(at: Campaign, tmp_path: Path) -> None:
     """An address space that holds the model but not a pass of 4,096 tokens: the run ends well, in smaller ones."""
-    rows = [{"prompt": "Tell!", "response": " ".join(f"word {number * row}" for number in range(30))} for row in range(64)]
+    rows = [{"prompt": "Tell!", "response": " ".join(f"word {number * row}" for number in range(30))} for row in range(640)]
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     other = {
         "data.train_file": str(tmp_path / "long.jsonl"),
-        "training.tokens_per_pass": "16384",
-        "training.batch_size": "64",
+        "training.tokens_per_pass": "131072",
+        "training.batch_size": "500",
         "training.gradient_accumulation_steps": "1",
         "training.max_steps": "2",
+        "model.dtype": "float32",  # oneDNN, which computes bfloat16, makes no kernels any more after it failed to place one
     }
     words = [word for word in command(at.place, "lora", tmp_path / "outputs") if word.partition("=")[0] not in other]
     words += [f"{name}={value}" for name, value in other.items()]
@@ -486,7 +493,7 @@ def test_fault_076_memory_that_really_runs_out(at: Campaign, tmp_path: Path) -> 
         "def heard(self, event):\n"
         "    if isinstance(event, events.Stage) and event.name == 'train':\n"
         "        used = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
-        "        resource.setrlimit(resource.RLIMIT_AS, (used + 60_000_000, resource.RLIM_INFINITY))\n"
+        "        resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000, resource.RLIM_INFINITY))\n"
         "    if isinstance(event, events.Stepped):\n"
         "        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)\n"
         "    plain(self, event)\n"
@@ -639,19 +646,18 @@ def test_fault_097_of_five_starts_one_works_and_four_are_busy(at: Campaign, tmp_
 
 
 def test_fault_098_a_run_at_work_is_not_removed_and_is_read_consistently(at: Campaign, tmp_path: Path) -> None:
-    from llm_finetune_kit.api import generate
-
-    folder, answers = folder_of(asked(at, tmp_path)), []
+    folder, codes = folder_of(asked(at, tmp_path)), []
+    at.said.write_text("")
 
     def meddle(event: Event) -> None:
         if isinstance(event, Stepped) and event.step == 8:
             with pytest.raises(BusyError) as caught:
                 runs_command(["rm", str(folder.path)])
-            assert caught.value.exit_code == 7
-            answers.append(generate(str(folder.path), "Who?"))  # from the newest whole checkpoint
+            codes.append(caught.value.exit_code)
+            codes.append(at.run(["generate", str(folder.path), "--prompt", "Who?"]))  # from the newest whole checkpoint
 
     run(asked(at, tmp_path), meddle)
-    assert len(answers) == 1
+    assert codes == [7, 0], at.said.read_text()
     assert story(folder) == at.reference("lora")
     assert runs_command(["rm", str(folder.path)]) == 0
     assert not folder.path.exists()

@@ -261,9 +261,9 @@ def _summary(folder: RunFolder, progress: Any, step: int) -> dict[str, Any]:
 
 def _write_evidence(folder: RunFolder, log: logging.Logger) -> None:
     """The report of whatever there is; that it cannot be written must not cost the run."""
-    from llm_finetune_kit.report.write import write_report
-
     try:
+        from llm_finetune_kit.report.write import write_report
+
         write_report(folder.path)
     except Exception:
         log.exception("the report could not be written")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -175,6 +176,7 @@ def _gradient(
 
 def _shrink(budget: int, progress: Progress, listen: Listen, during: str) -> None:
     progress.tokens_per_pass = budget
+    gc.collect()  # parts of the failed pass may refer to each other
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     release_memory()

@@ -10,7 +10,8 @@ from llm_finetune_kit.data.batches import Pass
 from llm_finetune_kit.errors import TrainingError
 
 FEWEST = 16  # tokens of a pass, below which nothing is gained
-SAID = re.compile(r"out of memory|can't allocate memory|not enough memory|cannot allocate memory", re.IGNORECASE)
+# what torch, the system and oneDNN say; the last is oneDNN's when it cannot place a kernel
+SAID = re.compile(r"out of memory|(can't|cannot) allocate memory|not enough memory|bad_alloc|could not create a primitive", re.I)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -21,7 +22,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def smaller(passes: list[Pass], budget: int, step: int, place: str) -> int:
-    """Tokens that a pass may have after `passes` did not fit: half. `place` is that of the longest row.
+    """Tokens that a pass may have after `passes` did not fit: the budget halved, often enough that the largest one is split.
+
+    `place` is that of the longest row.
 
     Raises TrainingError where the largest pass is a single row, which cannot be split.
     """
@@ -34,4 +37,6 @@ def smaller(passes: list[Pass], budget: int, step: int, place: str) -> int:
             why="passes were made as small as one row; nothing of this step was applied",
             fix=f"set training.gradient_checkpointing=true, model.quantization=nf4 or model.max_length={largest.tokens // 2}",
         )
-    return max(FEWEST, min(budget, largest.tokens) // 2)
+    while budget >= largest.tokens:
+        budget //= 2
+    return max(FEWEST, budget)
