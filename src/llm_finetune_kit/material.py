@@ -44,6 +44,7 @@ class Material:
     warnings: list[str]
     model: Any  # models.facts.ModelFacts
     facts: DataFacts
+    held_out_place: Callable[[int], str]  # names a held-out row as a person finds it
 
 
 @dataclass
@@ -115,7 +116,8 @@ def prepare_run(
     for warning in warnings:
         listen(Warned(warning))
     shown = sample if held_out is None else held_out
-    return Material(chat, located, train, held_out, shown, sets.report | learned, plan, warnings, model, facts)
+    report = sets.report | learned
+    return Material(chat, located, train, held_out, shown, report, plan, warnings, model, facts, sets.held_out_place)
 
 
 # --- reading -----------------------------------------------------------------------------------------------

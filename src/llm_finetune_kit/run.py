@@ -49,6 +49,7 @@ class Result:
     model: Any
     chat: Any
     objective: Any
+    comparison: dict[str, Any] | None = None  # see evaluation.comparison; None where there was none
 
 
 def run(config: RunConfig, listen: Listen = ignore, *, loaded: Any = None, force: bool = False) -> Result:
@@ -181,6 +182,7 @@ def _train(folder: RunFolder, material: Material, listen: Listen, loaded: Any = 
 
 
 def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, loaded: Any) -> Result:
+    from llm_finetune_kit.evaluation.end_of_run import compare_run
     from llm_finetune_kit.training import checkpoint
     from llm_finetune_kit.training.assembly import assemble
     from llm_finetune_kit.training.loop import evaluate, fit
@@ -234,12 +236,13 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, loaded
             step = progress.best_step
     _sample(objective, material, prompts, step, say)
     save_final(folder, material, objective.model, step, say)
+    comparison = compare_run(objective, material, step, progress.seconds, say)
     summary = _summary(folder, progress, step)
     predicted = read_json(folder.path / "plan.json")
     summary["measured"] = compare(predicted, summary["peak_memory"], summary["tokens_per_second"])
     write_json(folder.path / "plan.json", predicted | {"measured": summary["measured"]})
     say(Finished(progress.step, reason, summary))
-    return Result(folder, objective.model, material.chat, objective)
+    return Result(folder, objective.model, material.chat, objective, comparison)
 
 
 @contextmanager
@@ -284,14 +287,14 @@ def _prompts(material: Material) -> list[tuple[list[int], str, str]]:
 
 
 def _sample(objective: Any, material: Material, prompts: list[tuple[list[int], str, str]], step: int, say: Listen) -> None:
-    from llm_finetune_kit.generation import answer
+    from llm_finetune_kit.generation import answers
 
     how = material.plan.config.evaluation.generation
     say(Stage("answer", f"{len(prompts)} sample prompts"))
-    for ids, text, reference in prompts:
-        with objective.precision():
-            words = answer(objective.model, material.chat, ids, how)
-        say(Sampled(step, text, words, reference))
+    with objective.precision():
+        said = answers(objective.model, material.chat, [ids for ids, _, _ in prompts], how)
+    for (_, text, reference), one in zip(prompts, said, strict=True):
+        say(Sampled(step, text, one.text, reference))
 
 
 def _summary(folder: RunFolder, progress: Any, step: int) -> dict[str, Any]:
