@@ -102,6 +102,15 @@ def resume(folder: RunFolder, listen: Listen = ignore, *, max_steps: int | None 
         return _train(folder, material, listen)
 
 
+def material_of(folder: RunFolder) -> Material:
+    """What a run worked with, prepared again: its held-out rows, tokenizer and plan. Raises UsageError where it never began."""
+    try:
+        decided = read_json(folder.path / RESOLVED)["config"]
+    except FileNotFoundError:
+        raise UsageError(6, "the run stopped before training began", where=str(folder.path), fix="start it again") from None
+    return prepare_run(RunConfig.model_validate(decided).with_values(_stored_rows(folder)), force=True)
+
+
 def _must_be(was: str, now: str | None, name: str) -> None:
     """Raises DataError if a data set is not what it was when the run began."""
     if now is None:

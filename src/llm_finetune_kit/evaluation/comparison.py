@@ -31,6 +31,7 @@ from llm_finetune_kit.report import words
 
 SHOWN = 3  # best and worst examples
 NATS = math.log(2)
+ONLY_ANSWERS = "Nobody can tell: there are no reference answers to measure against, only the answers to look at."
 OUTCOMES = {1: "better", 0: "none", -1: "worse"}
 Row = dict[str, Any]
 
@@ -55,20 +56,20 @@ def compared(
     common = sorted(set(base.losses.rows.tolist()) & set(tuned.losses.rows.tolist()))
     losses = base.losses.at(common), tuned.losses.at(common)
     same = base.tokenizer == tuned.tokenizer
-    found = _from_losses(*losses, same=same, wanted=wanted, seed=seed)
+    found = _from_losses(*losses, same=same, wanted=wanted, seed=seed) if common else []
     sides = [Said(one.answers, [prompt.reference for prompt in prompts]) for one in (base, tuned)]
     if prompts:
         found += [_from_answers(metric, *sides, seed=seed) for metric in metrics]
-    primary = next(row for row in found if row["name"] == ("loss" if same else "bits_per_byte"))
+    primary = next((row for row in found if row["name"] == ("loss" if same else "bits_per_byte")), None)
     wins = _wins(*losses, same=same)
     examples = _examples(base, tuned, prompts, place)
     order = sorted((one["change"], index) for index, one in enumerate(examples) if one["change"] is not None)
     return {
         "base": base.name,
         "tuned": tuned.name,
-        "outcome": primary["outcome"],
-        "sentence": _sentence(primary, wins),
-        "primary": primary["name"],
+        "outcome": primary["outcome"] if primary else "open",
+        "sentence": _sentence(primary, wins) if primary else ONLY_ANSWERS,
+        "primary": primary["name"] if primary else None,
         "rows": {"measured": len(common), "answered": len(prompts), "of": of, "why": why},
         "decoding": decoding,
         "interval": {"method": METHOD, "level": LEVEL, "resamples": RESAMPLES, "seed": seed},

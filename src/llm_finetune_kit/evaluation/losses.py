@@ -53,13 +53,13 @@ def row_losses(
         loss[examples] = objective.by_document(work).double().cpu().numpy()
     objective.model.train(was_training)
     rows, where = np.unique(tokens.rows, return_inverse=True)
-    sizes = np.array([_target_bytes(tokens, chat, index) for index in range(len(tokens))])
+    sizes = np.array([example_bytes(tokens, chat, index) for index in range(len(tokens))])
     sums = [np.bincount(where, weights=part, minlength=len(rows)) for part in (loss, tokens.targets, sizes)]
     kept = sums[1] > 0
     return RowLosses(rows[kept], *(part[kept] for part in sums))
 
 
-def _target_bytes(tokens: Tokens, chat: Any, index: int) -> int:
+def example_bytes(tokens: Tokens, chat: Any, index: int) -> int:
     """UTF-8 bytes of the text that an example's target tokens stand for; special tokens count nothing."""
     ids, trained = tokens.example(index)
     return len(chat.decode(ids[trained].tolist()).encode("utf-8"))

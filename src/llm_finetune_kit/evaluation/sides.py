@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from llm_finetune_kit.config import GenerationSection
 from llm_finetune_kit.data.masks import Tokens
 from llm_finetune_kit.evaluation.asking import Prompt, general_tokens, prompts_of
@@ -26,6 +28,16 @@ class Questions:
     def of(cls, held_out: Tokens, chat: Any, *, positions: int, seed: int) -> Questions:
         """All that both sides are asked; `positions` is the model's limit."""
         return cls(held_out, general_tokens(chat, positions), prompts_of(held_out, chat, seed), chat, chat.fingerprint())
+
+    @classmethod
+    def asking(cls, texts: list[str], chat: Any, *, positions: int) -> Questions:
+        """Prompts without reference answers, and no rows."""
+        nothing = np.zeros(0, dtype=np.int32)
+        rows = Tokens(nothing, nothing.astype(bool), np.zeros(1, dtype=np.int64), nothing)
+        prompts = [
+            Prompt(number, chat.prompt_ids([{"role": "user", "content": text}]), text, "") for number, text in enumerate(texts)
+        ]
+        return cls(rows, general_tokens(chat, positions), prompts, chat, chat.fingerprint())
 
 
 @dataclass(frozen=True)

@@ -93,11 +93,18 @@ def fitted(model: Any, prompts: list[list[int]], how: GenerationSection) -> list
 
 @torch.inference_mode()
 def continued(
-    model: Any, chat: ChatTokenizer, rows: list[list[int]], how: GenerationSection, *, seed: int, clock: Clock
+    model: Any,
+    chat: ChatTokenizer,
+    rows: list[list[int]],
+    how: GenerationSection,
+    *,
+    seed: int,
+    clock: Clock,
+    stops: list[int] | None = None,
 ) -> list[Answer]:
-    """The continuations of one batch of prompts that fit."""
+    """The continuations of one batch of prompts that fit, up to one of `stops` (default: `stop_ids`)."""
     base = _inner(model)
-    stops = stop_ids(base, chat)
+    stops = stop_ids(base, chat) if stops is None else stops
     ids, mask = _padded(rows, chat.pad_id, next(base.parameters()).device)
     sampled = how.temperature > 0
     drawn_by_beams = sampled and how.num_beams > 1  # transformers draws these, so every prompt is a batch of its own
@@ -146,7 +153,7 @@ def _settings(how: GenerationSection, new_tokens: int, stops: list[int], pad_id:
         max_new_tokens=new_tokens,
         num_beams=how.num_beams,
         do_sample=draw,
-        eos_token_id=stops,
+        eos_token_id=stops or None,
         pad_token_id=pad_id,
         **drawing,
     )
@@ -156,7 +163,7 @@ def _settings(how: GenerationSection, new_tokens: int, stops: list[int], pad_id:
 def _settings_of_nobody(model: Any, stops: list[int], pad_id: int) -> Iterator[None]:
     """Keep out what a model's generation_config.json would add (penalties, sampling): nobody asked for it here."""
     own = model.generation_config
-    model.generation_config = GenerationConfig(eos_token_id=stops, pad_token_id=pad_id)
+    model.generation_config = GenerationConfig(eos_token_id=stops or None, pad_token_id=pad_id)
     try:
         yield
     finally:

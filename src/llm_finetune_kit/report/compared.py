@@ -27,7 +27,7 @@ def _line(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.3f}" if abs(value) < 100 else f"{value:+,.0f}"
+    return f"{value:+.3f}" if abs(value) < 10 else f"{value:+.1f}" if abs(value) < 100 else f"{value:+,.0f}"
 
 
 def csv_rows(rows: list[list[Any]], comparison: dict[str, Any] | None) -> list[list[Any]]:
