@@ -73,7 +73,8 @@ def student(freedom: int) -> float:
     if freedom <= len(T):
         return T[freedom - 1]
     z = NormalDist().inv_cdf((1 + LEVEL) / 2)
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    series = (z, (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
+    return sum(term / freedom**power for power, term in enumerate(series))
 
 
 def _weights(rows: int, seed: int) -> Iterator[np.ndarray]:
