@@ -18,7 +18,7 @@ from llm_finetune_kit.evaluation.metrics import share
 from llm_finetune_kit.evaluation.overlap import bleu_total
 
 Draw = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
-ROWS = (8, 16, 32, 64, 128)
+ROWS = (8, 16, 32, 64)
 MANY = 400_000  # rows that stand for the truth where no formula gives it
 
 

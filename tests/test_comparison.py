@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from llm_finetune_kit import compare_models
-from llm_finetune_kit.cli import main
+from llm_finetune_kit.arguments import asked_config
+from llm_finetune_kit.cli import _parser, main
 from llm_finetune_kit.config import DataSection, GenerationSection, RunConfig
 from llm_finetune_kit.data import prepare
 from llm_finetune_kit.data.batches import evaluation_passes
@@ -306,3 +307,13 @@ def test_what_cannot_be_compared_is_told(spoiled: tuple[Result, list[Event]], ca
     adapter = opened(spoiled[0].model, spoiled[0].chat.tokenizer)
     with pytest.raises(UsageError, match="without its tokenizer"):
         compare_models(adapter.model, data=rows(FRUITS, ASKING[:1]))
+
+
+def test_the_flags_of_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, compares in (([], True), (["--compare"], True), (["--no-compare"], False), (["evaluation.compare=false"], False)):
+        assert asked_config(_parser("train").parse_all(words)).evaluation.compare is compares
+    monkeypatch.chdir(tmp_path)
+    ruinous = ["training.learning_rate=0.5", "training.max_steps=4", "evaluation.generation.max_new_tokens=4"]
+    assert main(["train", "--model", "demo", "--data", "sample:chat", "--fail-if-worse", *ruinous]) == 6
+    said = capsys.readouterr()
+    assert "Worse: held-out loss rose" in said.out and "error[TRAIN-003]" in said.err

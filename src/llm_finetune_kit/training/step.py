@@ -184,7 +184,10 @@ class Objective:
 
     def _loss(self, states: torch.Tensor, labels: torch.Tensor, scale: float) -> torch.Tensor:
         if self.plain_head:
-            loss: torch.Tensor = HeadLoss.apply(states, self.head.weight, self.head.bias, labels, self.softcap, self.dtype, scale)
+            weight, bias = self.head.weight, self.head.bias
+            if not torch.is_grad_enabled():  # which HeadLoss cannot see, and would form a gradient for nobody
+                weight, bias = weight.detach(), None if bias is None else bias.detach()
+            loss: torch.Tensor = HeadLoss.apply(states, weight, bias, labels, self.softcap, self.dtype, scale)
             return loss
         return scale * torch.nn.functional.cross_entropy(states.float(), labels, reduction="sum")
 
