@@ -84,7 +84,7 @@ def student(freedom: int) -> float:
         return T[freedom - 1]
     z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     series = (z, (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384)
-    return sum(term / freedom**power for power, term in enumerate(series))
+    return float(sum(term / freedom**power for power, term in enumerate(series)))
 
 
 def _weights(rows: int, seed: int) -> Iterator[np.ndarray]:
