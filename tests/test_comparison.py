@@ -317,3 +317,17 @@ def test_the_flags_of_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert main(["train", "--model", "demo", "--data", "sample:chat", "--fail-if-worse", *ruinous]) == 6
     said = capsys.readouterr()
     assert "Worse: held-out loss rose" in said.out and "error[TRAIN-003]" in said.err
+
+
+def test_a_comparison_that_fails_does_not_cost_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llm_finetune_kit.evaluation import end_of_run
+
+    def no_memory(*words: Any, **how: Any) -> Any:
+        raise torch.OutOfMemoryError("no memory for the answers")
+
+    monkeypatch.setattr(end_of_run, "side", no_memory)
+    quick = {"training__max_steps": 1, "training__eval_steps": 1, "training__save_steps": 1}
+    result, told = train(tmp_path, "demo", FRUITS, **quick)
+    assert result.folder.finished and result.comparison is None
+    assert any(isinstance(event, Warned) and "no memory for the answers" in event.message for event in told)
+    assert "OutOfMemoryError" in (result.folder.path / "debug.log").read_text()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from llm_finetune_kit.errors import KitError
 from llm_finetune_kit.evaluation.asking import how_many
 from llm_finetune_kit.evaluation.comparison import Row, compared
 from llm_finetune_kit.evaluation.metrics import chosen
@@ -17,7 +19,7 @@ from llm_finetune_kit.models.loading import DTYPES, load_base
 from llm_finetune_kit.plan.memory import BYTES
 from llm_finetune_kit.training.step import Objective
 
-ANSWERING = 10.0  # seconds for the answers of both models: long enough for some dozens of them from a small model
+ANSWERING = 5.0  # seconds for the answers of both models: long enough for some dozens of them from a small model
 SHARE = 0.05  # of the training time, where that is more
 FORGOTTEN = 0.1  # more bits per byte of general text than this share are worth a warning
 
@@ -26,7 +28,7 @@ def compare_run(objective: Any, material: Material, step: int, seconds: float, s
     """Compare and tell it as an event; None (with a warning) where it cannot be done. `seconds` is the training time.
 
     The losses of all held-out rows are computed, as in every evaluation of the run. Answers cost more: there are as
-    many as ANSWERING seconds, or SHARE of the training time, allow.
+    many as ANSWERING seconds, or SHARE of the training time, allow. A fault here does not cost the run.
     """
     config = material.plan.config
     if not config.evaluation.compare or material.held_out is None:
@@ -36,10 +38,20 @@ def compare_run(objective: Any, material: Material, step: int, seconds: float, s
         say(Warned(f"base and tuned are not compared: {missing}", "compare them later: finetune compare RUN"))
         return None
     say(Stage("compare", "base and tuned on held-out rows"))
+    try:
+        return _compare(objective, material, step, max(ANSWERING, SHARE * seconds), say)
+    except (KitError, MemoryError, RuntimeError) as error:  # torch's out of memory is a RuntimeError
+        logging.getLogger("llm_finetune_kit").exception("the comparison failed")
+        reason = " ".join(str(error).split())[:200]
+        say(Warned(f"base and tuned are not compared: {reason}", "the model is saved; compare later: finetune compare RUN"))
+        return None
+
+
+def _compare(objective: Any, material: Material, step: int, allowed: float, say: Listen) -> Row:
+    config = material.plan.config
     how, seed = config.evaluation.generation, config.training.seed
     asked = Questions.of(material.held_out, material.chat, positions=material.model.positions, seed=seed)
     metrics = chosen(config.evaluation.metrics, [prompt.reference for prompt in asked.prompts])
-    allowed = max(ANSWERING, SHARE * seconds)
     with base_of(objective, material) as base:
         count, why = how_many(
             lambda prompts: said(base, asked, how, prompts, seed=seed), asked.prompts, config.evaluation.rows, allowed
