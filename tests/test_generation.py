@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import llm_finetune_kit.generation as generation
 from llm_finetune_kit.cli import main
@@ -17,6 +18,7 @@ from llm_finetune_kit.errors import UsageError
 from llm_finetune_kit.generation import Answer, Speed, answer, answers, stop_ids
 from llm_finetune_kit.generation.choosing import Chooser, _likeliest, prompt_seed
 from llm_finetune_kit.generation.stream import stream
+from llm_finetune_kit.models.attention import NAME, register
 from llm_finetune_kit.opening import Opened, open_model
 
 SAMPLES = Path(__file__).resolve().parents[1] / "src/llm_finetune_kit/assets/samples"
@@ -139,6 +141,37 @@ def test_memory_of_the_cache_bounds_a_batch(demo: Opened, monkeypatch: pytest.Mo
     assert list(generation._batches(demo.model, lengths, GREEDY)) == [[1], [0, 2, 3]]
     drawing_beams = GenerationSection(num_beams=2, temperature=1.0)
     assert list(generation._batches(demo.model, lengths, drawing_beams)) == [[1], [3], [2], [0]]
+
+
+SMALL = {"vocab_size": 4096, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+SMALL |= {"num_key_value_heads": 2, "max_position_embeddings": 128, "eos_token_id": 1, "bos_token_id": 0, "pad_token_id": 2}
+SHAPES = {
+    "gpt2": {"vocab_size": 4096, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "eos_token_id": 1},
+    "llama": SMALL,
+    "qwen2": SMALL,
+    "mistral": SMALL | {"sliding_window": 8},
+    "gemma2": SMALL | {"head_dim": 8, "sliding_window": 8, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
+    "gpt_neox": {name: value for name, value in SMALL.items() if name != "num_key_value_heads"},
+}
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_every_family_says_the_same_in_a_batch_alone_and_with_transformers_own_attention(
+    kind: str, demo: Opened, prompts: list[list[int]]
+) -> None:
+    """Left padding, absolute and rotary positions, shared heads, sliding windows, soft caps; decoded token by token."""
+    register()
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SHAPES[kind])).eval()
+    for weight in model.parameters():
+        weight.data.mul_(4)  # so that attention matters
+    model.set_attn_implementation("eager")
+    asked = sorted(prompts[:40], key=len)[::8]
+    plain = answers(model, demo.chat, asked, GREEDY)
+    model.set_attn_implementation(NAME)
+    assert answers(model, demo.chat, asked, GREEDY) == plain
+    assert [answers(model, demo.chat, [ids], GREEDY)[0] for ids in asked] == plain
+    assert len({one.text for one in plain}) == len(asked)
 
 
 # --- streams -----------------------------------------------------------------------------------------------
