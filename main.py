@@ -16,7 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "src"))  # works without installing the package
 
-from llm_finetune_kit.cli import checked_model, guarded, main, show_evaluation, start
+from llm_finetune_kit.cli import guarded, main, start
+from llm_finetune_kit.cli_evaluate import checked_model, show_evaluation
 from llm_finetune_kit.errors import UsageError
 from llm_finetune_kit.settings import load_config
 

@@ -297,7 +297,7 @@ def test_a_run_says_what_it_does_and_libraries_say_nothing(trained: tuple[Path, 
         next(line for line in lines if line.startswith(start)) for start in starts
     ]
     assert any(re.fullmatch(r"step 4/4  epoch \d+\.\d\d  loss \d.*  lr .*  grad norm .* tokens/s", line) for line in lines)
-    ours = (*starts, "note: ", "step ", "saved final/", "going back: ", "answering 3 sample prompts")
+    ours = (*starts, "note: ", "step ", "saved final/", "going back: ", "answering 3 sample prompts", "comparing base and tuned")
     assert [line for line in lines if not line.startswith(ours)] == []
     assert "\x1b" not in done.err and "\r" not in done.err
 

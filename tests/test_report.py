@@ -248,7 +248,7 @@ def test_no_absolute_path_is_written_into_the_evidence(finished: Path):
 def test_results_are_strict_json_and_agree_with_the_table(finished: Path):
     tree = json.loads(read(finished, "eval_results.json"), parse_constant=pytest.fail)
     rows = {row["metric"]: row for row in csv.DictReader(read(finished, "eval_results.csv").splitlines())}
-    assert list(next(iter(rows.values()))) == ["metric", "base", "tuned"]
+    assert list(next(iter(rows.values()))) == ["metric", "base", "tuned", "difference", "low", "high", "outcome"]
     assert float(rows["held_out_loss"]["tuned"]) == tree["before_and_after"]["loss_after"] == 2.05
     assert rows["step"]["tuned"] == "30"
     assert [event["step"] for event in tree["evaluations"]] == [0, 10, 20, 30, 40]

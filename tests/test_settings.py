@@ -567,7 +567,7 @@ def another(path: str) -> Any:
             return next(word for word in get_args(kind) if word != field.default)
     kind = kinds[0]
     if get_origin(kind) is list:
-        return ["first", "second"]
+        return list(get_args(get_args(kind)[0])[:2]) or ["first", "second"]
     if get_origin(kind) is dict:
         return {"first": another_of[get_args(kind)[1]]}
     if kind is bool:

@@ -13,12 +13,20 @@ from typing import Any
 _HOME = {
     "AlpacaDatasetLoader": "classic",
     "DailyDialogDatasetLoader": "classic",
+    "EvaluationFramework": "classic",
     "KitError": "errors",
+    "PerplexityEvaluator": "classic",
+    "QualitativeEvaluator": "classic",
     "QuickTrainer": "api",
     "Result": "run",
     "RunConfig": "config",
     "SimpleTrainer": "api",
+    "benchmark_speed": "api_evaluate",
+    "calculate_perplexity": "api_evaluate",
+    "compare_models": "api_evaluate",
     "estimate_training_time": "api",
+    "evaluate_model": "api_evaluate",
+    "generate": "api",
     "get_available_models": "api",
     "get_dataset_stats": "api",
     "load_config": "settings",
@@ -29,6 +37,7 @@ _HOME = {
     "prepare_dataset": "api",
     "resume": "run",
     "run": "run",
+    "stream": "api",
 }
 
 __all__ = sorted(_HOME)

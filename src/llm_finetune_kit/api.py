@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -267,13 +267,52 @@ def generate(
     dtype: str | None = None,
 ) -> str:
     """The answer of a model, an adapter or a run to one prompt."""
-    from llm_finetune_kit.generation import answer
+    return generate_all(model, [prompt], system=system, how=how, seed=seed, dtype=dtype)[0]
+
+
+def generate_all(
+    model: str,
+    prompts: list[str],
+    *,
+    system: str | None = None,
+    how: GenerationSection | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+) -> list[str]:
+    """The answers to many prompts, computed together."""
+    from llm_finetune_kit.generation import answers
+
+    opened = _open(model, dtype)
+    ids = [_prompt_ids(opened, prompt, system) for prompt in prompts]
+    with opened.objective.precision():
+        return [one.text for one in answers(opened.model, opened.chat, ids, how or GenerationSection(), seed=seed)]
+
+
+def stream(
+    model: str,
+    prompt: str,
+    *,
+    system: str | None = None,
+    how: GenerationSection | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+) -> Iterator[str]:
+    """The answer to one prompt in pieces, as they are made."""
+    from llm_finetune_kit.generation.stream import stream as pieces
+
+    opened = _open(model, dtype)
+    asked = _prompt_ids(opened, prompt, system), how or GenerationSection()
+    return pieces(opened.model, opened.chat, *asked, seed=seed, precision=opened.objective.precision)
+
+
+def _open(model: str, dtype: str | None) -> Any:
     from llm_finetune_kit.hardware import this_machine
     from llm_finetune_kit.opening import open_model
 
     machine = this_machine()
-    opened = open_model(model, dtype=dtype or ("bfloat16" if machine.bfloat16 else "float32"), device=machine.device)
+    return open_model(model, dtype=dtype or ("bfloat16" if machine.bfloat16 else "float32"), device=machine.device)
+
+
+def _prompt_ids(opened: Any, prompt: str, system: str | None) -> Any:
     messages = [{"role": "system", "content": system}] if system else []
-    ids = opened.chat.prompt_ids([*messages, {"role": "user", "content": prompt}])
-    with opened.objective.precision():
-        return answer(opened.model, opened.chat, ids, how or GenerationSection(), seed=seed)
+    return opened.chat.prompt_ids([*messages, {"role": "user", "content": prompt}])

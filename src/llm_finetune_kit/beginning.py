@@ -15,7 +15,7 @@ from llm_finetune_kit.events import Listen, Noted, Warned
 from llm_finetune_kit.files import read_json, write_json, write_whole
 from llm_finetune_kit.folder import RunFolder
 from llm_finetune_kit.hardware import versions
-from llm_finetune_kit.material import Material
+from llm_finetune_kit.material import Material, prepare_run
 from llm_finetune_kit.models.fingerprint import model_fingerprint
 from llm_finetune_kit.plain_yaml import dump_yaml
 from llm_finetune_kit.settings import changed
@@ -80,14 +80,10 @@ def config_to_go_on(folder: RunFolder, max_steps: int | None, changes: Sequence[
     `changes` are `section.key=value`; `allowed` says that the course may be changed. Raises UsageError for a run that
     has not begun or is finished, ConfigError with a table of old and new for changes that would make another run of it.
     """
-    try:
-        resolved = read_json(folder.path / RESOLVED)
-    except FileNotFoundError:
-        raise UsageError(6, "the run stopped before training began", where=str(folder.path), fix="start it again") from None
+    began = _began(folder)
     if folder.finished and (max_steps is None or max_steps <= folder.step):
         fix = f"to train longer: finetune resume RUN --max-steps N, with N above {folder.step}"
         raise UsageError(4, "the run is finished", where=str(folder.path), fix=fix)
-    began = RunConfig.model_validate(resolved["config"])
     now = _changed_as_allowed(began, changes, allowed, str(folder.path), listen)
     if max_steps is not None:
         now = changed(now, {"training.max_steps": max_steps})
@@ -154,6 +150,19 @@ def remember(folder: RunFolder, config: RunConfig) -> None:
     kept = config.with_values({f"data.{knob}": None for knob, name in ROWS.items() if (folder.path / name).is_file()})
     if resolved["config"] != (now := kept.model_dump(mode="json")):
         write_json(folder.path / RESOLVED, resolved | {"config": now})
+
+
+def material_of(folder: RunFolder) -> Material:
+    """What a run worked with, prepared again: its held-out rows, tokenizer and plan. Raises UsageError where it never began."""
+    return prepare_run(_began(folder).with_values(_stored_rows(folder)), force=True)
+
+
+def _began(folder: RunFolder) -> RunConfig:
+    """The decided config. Raises UsageError for a run that stopped before."""
+    try:
+        return RunConfig.model_validate(read_json(folder.path / RESOLVED)["config"])
+    except FileNotFoundError:
+        raise UsageError(6, "the run stopped before training began", where=str(folder.path), fix="start it again") from None
 
 
 def _must_be(was: str, now: str | None, name: str) -> None:

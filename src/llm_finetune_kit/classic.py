@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from llm_finetune_kit.config import DataSection
+from llm_finetune_kit.config import DataSection, GenerationSection
 
 IGNORED = -100  # a label that transformers' loss passes over
 
@@ -69,3 +70,101 @@ class DailyDialogDatasetLoader(DatasetLoader):
     """Conversations: `dialogues_text.txt` or a folder daily_dialog here, else the hub's copy (CC BY-NC-SA 4.0)."""
 
     data = "daily_dialog"
+
+
+class PerplexityEvaluator:
+    """Perplexity of a loaded model on batches of tokens."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+
+    def compute_perplexity(self, dataloader: Iterable[Any]) -> float:
+        """exp of the mean loss over all target tokens of all batches, each token alike.
+
+        A batch holds `input_ids` [rows, length], and perhaps `attention_mask` and `labels` (-100: not counted).
+        """
+        from llm_finetune_kit.data import prepare
+        from llm_finetune_kit.evaluation.perplexity import figures
+        from llm_finetune_kit.opening import opened
+
+        rows = [row for batch in dataloader for row in _rows(batch)]
+        ready, own = prepare.read(rows, DataSection()).ready, opened(self.model, self.tokenizer)
+        return figures(own.objective, ready, own.chat)["perplexity"]  # type: ignore[arg-type]
+
+
+class QualitativeEvaluator:
+    """Answers of a loaded model, and how much of reference answers is in them."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+
+    def generate_response(
+        self,
+        prompt: str,
+        max_length: int = 256,
+        temperature: float = 0.7,
+        top_p: float = 0.9,
+        num_beams: int = 4,
+        seed: int = 0,
+    ) -> str:
+        """The answer to a prompt, asked in the tokenizer's template; `max_length` counts new tokens."""
+        how = GenerationSection(max_new_tokens=max_length, temperature=temperature, top_p=top_p, num_beams=num_beams)
+        return self.generate_responses([prompt], how, seed)[0]
+
+    def generate_responses(self, prompts: Sequence[str], how: GenerationSection, seed: int = 0) -> list[str]:
+        """The answers to many prompts, computed together."""
+        from llm_finetune_kit.api_evaluate import evaluate_model
+
+        found = evaluate_model(self.model, self.tokenizer, prompts, how=how, seed=seed, metrics=[])
+        return [one["response"] for one in found["responses"]]
+
+    def compute_bleu(self, references: Sequence[str], hypotheses: Sequence[str]) -> float:
+        """sacreBLEU's corpus BLEU, 0 to 1."""
+        from llm_finetune_kit.evaluation.overlap import bleu_rows, bleu_total
+
+        return float(bleu_total(bleu_rows(list(hypotheses), list(references)).sum(0)))
+
+    def compute_rouge(self, references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, float]:
+        """Mean F1 of rouge1, rouge2 and rougeL by rouge-score, 0 to 1."""
+        from llm_finetune_kit.evaluation.overlap import ROUGE, rouge_rows
+
+        means = rouge_rows(list(hypotheses), list(references)).mean(0)
+        return dict(zip(ROUGE, means.tolist(), strict=True))
+
+
+class EvaluationFramework:
+    """Both evaluators behind one call; `metrics` may hold evaluators of one's own with a method `compute_metric`."""
+
+    def __init__(self, model: Any, tokenizer: Any, how: GenerationSection | None = None, metrics: Sequence[Any] = ()) -> None:
+        self.perplexity = PerplexityEvaluator(model, tokenizer)
+        self.qualitative = QualitativeEvaluator(model, tokenizer)
+        self.how = how or GenerationSection(max_new_tokens=256, num_beams=4, temperature=0.7, top_p=0.9)
+        self.metrics = metrics
+
+    def evaluate(
+        self,
+        dataloader: Iterable[Any] | None = None,
+        test_prompts: Sequence[str] | None = None,
+        test_references: Sequence[str] | None = None,
+    ) -> dict[str, Any]:
+        """`perplexity` on the batches; `responses` to the prompts; `bleu`, `rouge` and own metrics against references."""
+        found: dict[str, Any] = {}
+        if dataloader is not None:
+            found["perplexity"] = self.perplexity.compute_perplexity(dataloader)
+        if test_prompts:
+            found["responses"] = said = self.qualitative.generate_responses(test_prompts, self.how)
+            if test_references:
+                found["bleu"] = self.qualitative.compute_bleu(test_references, said)
+                found["rouge"] = self.qualitative.compute_rouge(test_references, said)
+                own = {type(one).__name__: one.compute_metric(said, list(test_references)) for one in self.metrics}
+                found |= {name: float(value) for name, value in own.items()}
+        return found
+
+
+def _rows(batch: Any) -> Iterable[dict[str, Any]]:
+    """The rows of a batch as lists of whole numbers."""
+    names = [name for name in ("input_ids", "attention_mask", "labels") if name in batch]
+    columns = [part.tolist() if hasattr(part, "tolist") else part for part in (batch[name] for name in names)]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from llm_finetune_kit import cli_evaluate
 from llm_finetune_kit.arguments import FLAGS, SHORT, Parser, asked_config
 from llm_finetune_kit.config import RunConfig, knobs
 from llm_finetune_kit.errors import OUR_BUG, KitError, MachineError, UsageError, nearest
@@ -26,8 +27,7 @@ COMMANDS = {
     "plan": "show what a run would do and need, without starting it",
     "models": "list the models that have a short name, and what fits here",
     "doctor": "find what is wrong with this machine, and how to mend it",
-    "generate": "answer a prompt with a model, a run or an adapter",
-    "eval": "measure a model on held-out data",
+    **cli_evaluate.COMMANDS,
     "data": "check, preview or convert training data; look at the cache",
 }
 
@@ -41,6 +41,7 @@ examples:
   finetune plan --model mistral-7b --on "RTX 4090"
   finetune resume
   finetune generate outputs/final --prompt "How do I reset my password?"
+  finetune compare outputs/final
 """
 
 
@@ -133,21 +134,6 @@ def _parser(command: str) -> Parser:
     parser = Parser(prog=f"finetune {command}", description=COMMANDS[command], allow_abbrev=False)
     if command in ("train", "plan", "demo"):
         _config_arguments(parser, command)
-    if command in ("generate", "eval"):
-        parser.add_argument("model", nargs="?", help="a model name, a run, a folder, or outputs/final")
-        parser.add_argument("--model", "--model-path", dest="model_flag", help="the same as a flag")
-        parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="number format (default: by machine)")
-    if command == "generate":
-        parser.add_argument("--prompt", required=True, help="what to ask")
-        parser.add_argument("--system", help="system message")
-        parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer in tokens (default 128)")
-        parser.add_argument("--temperature", type=float, default=0.0, help="0 always takes the likeliest token (default)")
-        parser.add_argument("--top-p", type=float, default=1.0, help="sample from the likeliest tokens of this share")
-        parser.add_argument("--num-beams", type=int, default=1, help="beam search width")
-        parser.add_argument("--seed", type=int, default=0, help="seed for sampling")
-    if command == "eval":
-        parser.add_argument("--data", "-d", required=True, help="held-out rows in any format that training reads")
-        parser.add_argument("--max-length", type=int, help="longest example in tokens (default: the model's limit)")
     if command == "models":
         parser.add_argument("--on", metavar="MACHINE", help="look what fits another machine")
         parser.add_argument("--fits", action="store_true", help="only models that can be fine-tuned there")
@@ -155,7 +141,7 @@ def _parser(command: str) -> Parser:
         parser.add_argument("--output-dir", default="outputs", help="folder that will hold the runs")
         parser.add_argument("--online", action="store_true", help="ask the hub for an answer, too")
         parser.add_argument("--deep", action="store_true", help="import torch and the extras, too, which takes some seconds")
-    if command in ("plan", "models", "doctor", "generate", "eval"):
+    if command in ("plan", "models", "doctor"):
         parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -168,6 +154,9 @@ def _config_arguments(parser: argparse.ArgumentParser, command: str) -> None:
         parser.add_argument(*filter(None, (SHORT.get(flag), flag)), help=known[knob].description, metavar="X", dest=knob)
     if command == "train":
         parser.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+        help_text = "at the end, compare base and tuned on held-out rows (default; --no-compare leaves it out)"
+        parser.add_argument("--compare", action=argparse.BooleanOptionalAction, help=help_text)
+        parser.add_argument("--fail-if-worse", action="store_true", help="exit with 6 where the tuned model is shown to be worse")
     if command in ("train", "plan"):
         parser.add_argument("--estimate-time", action="store_true", help="show time and cost and stop (as `finetune plan`)")
         parser.add_argument("--on", metavar="MACHINE", help='plan for another machine: T4, "RTX 4090", H200, "cpu 16GB"…')
@@ -195,6 +184,8 @@ def _dispatch(words: list[str]) -> int:
         from llm_finetune_kit import cli_runs
 
         return (cli_runs.resume_command if command == "resume" else cli_runs.runs_command)(words[1:])
+    if command in cli_evaluate.COMMANDS:
+        return cli_evaluate.evaluate_command(command, words[1:])
     asked = _parser(command).parse_all(words[1:])
     handler: Callable[[argparse.Namespace], int] = globals()[f"_{command}"]
     return handler(asked)
@@ -219,16 +210,18 @@ def _overview() -> str:
 def _train(asked: argparse.Namespace) -> int:
     if asked.dry_run or asked.estimate_time or asked.on:
         return _show_plan(asked)
-    return start(asked_config(asked), force=asked.force)
+    return start(asked_config(asked), force=asked.force, fail_if_worse=asked.fail_if_worse)
 
 
-def start(config: RunConfig, *, force: bool = False) -> int:
+def start(config: RunConfig, *, force: bool = False, fail_if_worse: bool = False) -> int:
     """Run a config with progress in the terminal."""
     from llm_finetune_kit.run import run
     from llm_finetune_kit.terminal import Terminal
 
     with Terminal() as terminal:
-        run(config, terminal, force=force)
+        result = run(config, terminal, force=force)
+    if fail_if_worse:
+        cli_evaluate.refuse_worse(result.comparison)
     return 0
 
 
@@ -311,71 +304,3 @@ def _count(number: int) -> str:
     if number >= 999_500_000:
         return f"{number / 1e9:.1f} B"
     return f"{number / 1e6:.0f} M" if number >= 10_000_000 else f"{number / 1e6:.1f} M"
-
-
-def _which_model(asked: argparse.Namespace) -> str:
-    model = asked.model or asked.model_flag
-    if not model:
-        raise UsageError(2, "no model is named", fix="for example: finetune generate outputs/final --prompt TEXT")
-    return checked_model(model)
-
-
-def checked_model(name: str) -> str:
-    """The name of a model, a run or a folder; one that cannot be is told before torch is imported."""
-    from llm_finetune_kit.models.locate import check_name
-    from llm_finetune_kit.runs import find_result
-
-    found = find_result(name)
-    if not found.is_dir():
-        check_name(name)
-    elif not Path(name).exists():
-        print(f"note: {name} means {found}", file=sys.stderr)
-    return name
-
-
-def _generate(asked: argparse.Namespace) -> int:
-    from llm_finetune_kit.config import GenerationSection
-
-    how = GenerationSection(
-        max_new_tokens=asked.max_new_tokens, temperature=asked.temperature, top_p=asked.top_p, num_beams=asked.num_beams
-    )
-    from llm_finetune_kit.api import generate
-
-    text = generate(_which_model(asked), asked.prompt, system=asked.system, how=how, seed=asked.seed, dtype=asked.dtype)
-    print(json.dumps({"prompt": asked.prompt, "answer": text}, ensure_ascii=False) if asked.json else text)
-    return 0
-
-
-def _eval(asked: argparse.Namespace) -> int:
-    return show_evaluation(_which_model(asked), asked.data, max_length=asked.max_length, dtype=asked.dtype, as_json=asked.json)
-
-
-def show_evaluation(model: str, data: str, *, max_length: int | None, dtype: str | None, as_json: bool) -> int:
-    """Measure a model on data and print what was found."""
-    from llm_finetune_kit.config import DataSection
-    from llm_finetune_kit.data.prepare import read
-
-    read(data, DataSection())  # a fault in the data is told before torch is imported
-    from llm_finetune_kit.evaluation.perplexity import measure
-
-    found = measure(model, data, max_length=max_length, dtype=dtype)
-    if as_json:
-        print(json.dumps(found, indent=2))
-        return 0
-    from llm_finetune_kit.terminal import print_table
-
-    print_table(
-        ("model", "loss", "perplexity", "bits per byte", "rows", "target tokens"),
-        [
-            (
-                name,
-                f"{one['loss']:.4f}",
-                f"{one['perplexity']:.2f}",
-                f"{one['bits_per_byte']:.4f}",
-                one["rows"],
-                one["target_tokens"],
-            )
-            for name, one in found.items()
-        ],
-    )
-    return 0

@@ -13,6 +13,23 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 Dtype = Literal["float32", "bfloat16", "float16"]
 Schedule = Literal["cosine", "linear", "constant"]
 Tracker = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+MetricName = Literal[
+    "perplexity",
+    "bits_per_byte",
+    "bleu",
+    "chrf",
+    "rouge1",
+    "rouge2",
+    "rougeL",
+    "exact_match",
+    "numeric_match",
+    "bertscore",
+    "distinct_1",
+    "distinct_2",
+    "length",
+    "stop_rate",
+    "repetition",
+]
 MANY = 10_000_000  # more steps, examples or tokens than this are a slip of the pen, and would fill the memory with plans
 FILE_NAME = r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,99}$"
 
@@ -166,12 +183,22 @@ class GenerationSection(Section):
     num_beams: int = Field(1, ge=1, le=256, description="Beam search width; 1 is greedy or sampled.")
     temperature: float = Field(0.0, ge=0, le=10, description="Randomness; 0 always takes the likeliest token.")
     top_p: float = Field(1.0, gt=0, le=1, description="Sample from the likeliest tokens that add up to this share.")
+    top_k: int | None = Field(None, ge=1, le=MANY, description="Sample from this many likeliest tokens.")
+    repetition_penalty: float = Field(1.0, gt=0, le=10, description="Above 1, what was said already becomes less likely.")
 
 
 class EvaluationSection(Section):
     """How the result is judged."""
 
     prompts: list[str] | None = Field(None, description="Prompts answered before and after training.")
+    compare: bool = Field(True, description="At the end, compare base and tuned on held-out rows, with intervals.")
+    metrics: list[MetricName] | None = Field(None, description="What is compared (default: what suits the held-out answers).")
+    rows: int | None = Field(
+        None,
+        ge=1,
+        le=MANY,
+        description="Held-out prompts that base and tuned answer; as many as a few seconds allow when not given.",
+    )
     generation: GenerationSection = GenerationSection()
 
 

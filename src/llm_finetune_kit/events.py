@@ -78,6 +78,14 @@ class Sampled(Event):
 
 
 @dataclass(frozen=True)
+class Compared(Event):
+    """Base against tuned on held-out rows, with the weights of `step` (see `evaluation.comparison`)."""
+
+    step: int
+    comparison: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Saved(Event):
     """A folder was committed: complete, verified, named relative to the run folder.
 
@@ -128,7 +136,8 @@ class Failed(Event):
 Listen = Callable[[Event], None]
 
 KINDS: dict[str, type[Event]] = {
-    kind.__name__: kind for kind in (Stage, Planned, Resumed, Stepped, Evaluated, Sampled, Saved, Noted, Warned, Finished, Failed)
+    kind.__name__: kind
+    for kind in (Stage, Planned, Resumed, Stepped, Evaluated, Sampled, Compared, Saved, Noted, Warned, Finished, Failed)
 }
 
 

@@ -45,6 +45,7 @@ class Material:
     model: Any  # models.facts.ModelFacts
     facts: DataFacts
     place: Callable[[int], str]  # of a training row: its file and line
+    held_out_place: Callable[[int], str]  # names a held-out row as a person finds it
 
 
 @dataclass
@@ -106,7 +107,10 @@ def prepare_run(
     warnings = [*_idle(config, located), *sets.warnings, *warnings, *plan.warnings]
     _tell(listen, plan, machine, _notes(sets, train, held_out), warnings)
     shown = sample if held_out is None else held_out
-    return Material(chat, located, train, held_out, shown, sets.report | learned, plan, warnings, model, facts, sets.train_place)
+    report = sets.report | learned
+    return Material(
+        chat, located, train, held_out, shown, report, plan, warnings, model, facts, sets.train_place, sets.held_out_place
+    )
 
 
 def _model(config: RunConfig, weights: bool) -> tuple[Any, Any, Any]:

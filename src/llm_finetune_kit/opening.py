@@ -27,6 +27,7 @@ class Opened:
     chat: ChatTokenizer
     objective: Objective
     is_adapter: bool
+    base: Located | None = None  # where an adapter's base was found
 
 
 def open_model(where: str, *, dtype: str, device: str = "cpu", quantization: str | None = AS_TRAINED) -> Opened:
@@ -43,9 +44,18 @@ def open_model(where: str, *, dtype: str, device: str = "cpu", quantization: str
         model = load_base(located, dtype, device, **how)
         chat = load_tokenizer(located.folder)
     else:
-        model = load_adapter(load_base(_base(folder, base, manifest), dtype, device, **how), folder)
+        located = _base(folder, base, manifest)
+        model = load_adapter(load_base(located, dtype, device, **how), folder)
         chat = load_tokenizer(folder)
-    return Opened(where, model, chat, Objective(model, DTYPES[dtype]), base is not None)
+    objective = Objective(model, DTYPES[dtype])
+    return Opened(where, model, chat, objective, base is not None, None if base is None else located)
+
+
+def opened(model: Any, tokenizer: Any) -> Opened:
+    """A model that is in memory already, with its tokenizer, in the number format of its embeddings."""
+    objective = Objective(model, model.get_input_embeddings().weight.dtype)
+    name = str(getattr(model, "name_or_path", "") or type(model).__name__)
+    return Opened(name, model, ChatTokenizer(tokenizer), objective, hasattr(model, "disable_adapter"))
 
 
 def _quantized(manifest: dict[str, Any], asked: str | None) -> dict[str, Any]:

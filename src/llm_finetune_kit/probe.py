@@ -113,10 +113,11 @@ def _evaluation(objective: Any, held_out: Tokens | None, schedule: Any) -> float
 
 
 def _answers(objective: Any, material: Material) -> float:
-    """Seconds of all sample answers at their full length, from the beginning of one."""
-    from llm_finetune_kit.generation import answer, sample_prompts
+    """Seconds of all sample answers at their full length, from their beginnings."""
+    from llm_finetune_kit.generation import answers
+    from llm_finetune_kit.generation.prompts import sample_prompts
 
-    prompts, how = sample_prompts(material), material.plan.config.evaluation.generation
+    prompts, how = [ids for ids, _, _ in sample_prompts(material)], material.plan.config.evaluation.generation
     if not prompts:
         return 0.0
     few = min(NEW_TOKENS, how.max_new_tokens)
@@ -124,6 +125,6 @@ def _answers(objective: Any, material: Material) -> float:
     for count in (1, few):  # the first one pays for what is set up once
         began = time.perf_counter()
         with objective.precision():
-            answer(objective.model, material.chat, prompts[0][0], how.model_copy(update={"max_new_tokens": count}))
+            answers(objective.model, material.chat, prompts, how.model_copy(update={"max_new_tokens": count}))
         seconds.append(time.perf_counter() - began)
-    return len(prompts) * seconds[-1] * how.max_new_tokens / few
+    return seconds[-1] * how.max_new_tokens / few

@@ -43,6 +43,7 @@ class Result:
     model: Any
     chat: Any
     objective: Any
+    comparison: dict[str, Any] | None = None  # see evaluation.comparison; None where there was none
 
 
 def run(config: RunConfig, listen: Listen = ignore, *, loaded: Any = None, force: bool = False) -> Result:
@@ -146,7 +147,8 @@ class _Told:
 
 
 def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, heard: Interrupts, loaded: Any) -> Result:
-    from llm_finetune_kit.generation import sample_prompts
+    from llm_finetune_kit.evaluation.end_of_run import compare_run
+    from llm_finetune_kit.generation.prompts import sample_prompts
     from llm_finetune_kit.training import checkpoint
     from llm_finetune_kit.training.assembly import assemble
     from llm_finetune_kit.training.loop import evaluate, fit
@@ -192,12 +194,13 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, heard:
     step = _restore_best(folder, objective.model, progress, say)
     _sample(objective, material, prompts, step, say)
     save.final(material, step)
+    comparison = compare_run(objective, material, step, progress.seconds, say)
     summary = _summary(folder, progress, step)
     predicted = read_json(folder.path / "plan.json")
     summary["measured"] = compare(predicted, summary["peak_memory"], summary["tokens_per_second"])
     write_json(folder.path / "plan.json", predicted | {"measured": summary["measured"]})
     say(Finished(progress.step, reason, summary))
-    return Result(folder, objective.model, material.chat, objective)
+    return Result(folder, objective.model, material.chat, objective, comparison)
 
 
 def _newest_sound(folder: RunFolder, say: Listen) -> Path | None:
@@ -229,14 +232,14 @@ def _restore_best(folder: RunFolder, model: Any, progress: Any, say: Listen) -> 
 
 
 def _sample(objective: Any, material: Material, prompts: list[tuple[list[int], str, str]], step: int, say: Listen) -> None:
-    from llm_finetune_kit.generation import answer
+    from llm_finetune_kit.generation import answers
 
     how = material.plan.config.evaluation.generation
     say(Stage("answer", f"{len(prompts)} sample prompts"))
-    for ids, text, reference in prompts:
-        with objective.precision():
-            words = answer(objective.model, material.chat, ids, how)
-        say(Sampled(step, text, words, reference))
+    with objective.precision():
+        said = answers(objective.model, material.chat, [ids for ids, _, _ in prompts], how)
+    for (_, text, reference), one in zip(prompts, said, strict=True):
+        say(Sampled(step, text, one.text, reference))
 
 
 def _summary(folder: RunFolder, progress: Any, step: int) -> dict[str, Any]:

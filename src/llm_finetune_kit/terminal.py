@@ -14,11 +14,12 @@ from contextlib import suppress
 from typing import Any
 
 from llm_finetune_kit import events as said
-from llm_finetune_kit.report import words
+from llm_finetune_kit.report import compared, words
 
 MOST_LINES, MOST_LETTERS = 8, 500  # of one sample answer; the report holds all of it
 WIDE = 120
 STAGES = {"data": "reading", "answer": "answering", "model": "loading", "best": "going back:", "run": "run folder"}
+STAGES |= {"compare": "comparing"}
 
 
 def show(*things: Any, style: str | None = None) -> None:
@@ -83,6 +84,16 @@ def print_pairs(pairs: Sequence[tuple[str, str, str]]) -> None:
     show(grid)
 
 
+def print_comparison(comparison: dict[str, Any]) -> None:
+    """Base against tuned, a row per metric, and in sentences what it comes to."""
+    print_table(compared.HEAD, compared.table(comparison))
+    rows = comparison["rows"]
+    show(f"answers to {rows['answered']:,} of {rows['of']:,} held-out prompts: {rows['why']}", style="dim")
+    show()
+    show(comparison["sentence"], style="bold")
+    show(comparison["general"]["sentence"])
+
+
 def drop_closed_streams() -> None:
     """Send to nowhere what can be written no more: a pipe into `head`, a terminal that was closed."""
     for stream in (sys.stdout, sys.stderr):
@@ -109,6 +120,7 @@ class Terminal:
         self.samples: dict[str, list[said.Sampled]] = {}
         self.folder = ""
         self.finished = False
+        self.comparison: dict[str, Any] | None = None
 
     def __enter__(self) -> Terminal:
         return self
@@ -208,6 +220,9 @@ class Terminal:
     def _sampled(self, event: said.Sampled) -> None:
         self.samples.setdefault(event.prompt, []).append(event)
 
+    def _compared(self, event: said.Compared) -> None:
+        self.comparison = event.comparison
+
     def _saved(self, event: said.Saved) -> None:
         if event.folder == "final":
             self.line(f"saved final/ ({words.size(event.size_bytes)})")
@@ -221,7 +236,10 @@ class Terminal:
         for answers in pairs if asked else pairs[:1]:
             _print_sample(answers[0], answers[-1])
         show()
-        if summary.get("loss_after") is not None:
+        if self.comparison is not None:
+            print_comparison(self.comparison)
+            show()
+        elif summary.get("loss_after") is not None:
             print_table(
                 ("held-out rows", "before", "after"),
                 [

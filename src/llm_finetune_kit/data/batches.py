@@ -128,3 +128,11 @@ def evaluation_passes(tokens: Tokens, budget: int, *, packing: bool = True) -> I
     groups = arrange([int(length) for length in tokens.lengths], budget, packing=packing)
     for group in groups:
         yield from make_passes(tokens, group, 2 * budget, packing=packing)
+
+
+def example_passes(tokens: Tokens, budget: int, *, packing: bool = True) -> Iterator[tuple[Pass, list[int]]]:
+    """Every example that has a target once, in passes within the budget, each with the examples of its documents."""
+    for group in arrange([int(length) for length in tokens.lengths], budget, packing=packing):
+        documents = [(index, document) for index in group if (document := _document(tokens, index)) is not None]
+        if documents:
+            yield _pack([document for _, document in documents]), [index for index, _ in documents]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,11 @@ from llm_finetune_kit.data.batches import evaluation_passes
 from llm_finetune_kit.data.gate import gate
 from llm_finetune_kit.data.masks import Tokens
 from llm_finetune_kit.data.windows import windowed
+from llm_finetune_kit.evaluation.losses import TOKENS_PER_PASS, example_bytes
 from llm_finetune_kit.hardware import this_machine
 from llm_finetune_kit.models.adapters import without_adapter
-from llm_finetune_kit.opening import open_model
-from llm_finetune_kit.training.step import mean_loss
-
-TOKENS_PER_PASS = 2048
+from llm_finetune_kit.opening import Opened, open_model
+from llm_finetune_kit.training.step import Objective, mean_loss
 
 
 def measure(
@@ -34,35 +33,52 @@ def measure(
     read = prepare.read(data, settings)
     machine = this_machine(Path("."))
     opened = open_model(model, dtype=dtype or ("bfloat16" if machine.bfloat16 else "float32"), device=machine.device)
+    rows = rows_for(opened, read, settings, max_length=max_length)
+    if not opened.is_adapter:
+        return {"model": figures(opened.objective, rows.tokens, opened.chat)}
+    with without_adapter(opened.model):
+        base = figures(opened.objective, rows.tokens, opened.chat)
+    return {"base": base, "tuned": figures(opened.objective, rows.tokens, opened.chat)}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows as a model reads them; `place` names one as a person finds it."""
+
+    tokens: Tokens
+    place: Callable[[int], str]
+
+
+def rows_for(opened: Opened, read: prepare.Read, settings: DataSection, *, max_length: int | None = None) -> Rows:
+    """Rows under a model's tokenizer and template, cut to what it can read, and let through the gate."""
     encoded = prepare.tokenize(read, settings, opened.chat, opened.chat.fingerprint())
-    limit: Any = getattr(opened.model.config, "max_position_embeddings", 2048)
-    length = int(max_length or limit)
+    length = int(max_length or positions(opened.model))
     if encoded.report["format"] == "text":
         encoded = windowed(encoded, length, opened.chat)
     kind = encoded.report["format"]
     how = {"texts": kind in ("text", "tokens"), "own_masks": kind == "tokens"}
-    tokens, facts, _ = gate(encoded.tokens, opened.chat, settings, read.name, length, place=encoded.place, **how)
-    size = target_bytes(tokens, opened.chat)
-    found = {}
-    for name, switch in (("base", partial(without_adapter, opened.model) if opened.is_adapter else None), ("tuned", nullcontext)):
-        if switch is None:
-            continue
-        with switch():
-            loss, targets = mean_loss(opened.objective, evaluation_passes(tokens, TOKENS_PER_PASS))
-        found[name if opened.is_adapter else "model"] = {
-            "loss": loss,
-            "perplexity": math.exp(min(loss, 700.0)),
-            "bits_per_byte": loss * targets / math.log(2) / max(1, size),
-            "rows": facts.examples,
-            "target_tokens": targets,
-        }
-    return found
+    tokens, _, _ = gate(encoded.tokens, opened.chat, settings, read.name, length, place=encoded.place, **how)
+    return Rows(tokens, encoded.place)
+
+
+def positions(model: Any) -> int:
+    """The longest sequence that a model is made for."""
+    limit: int = getattr(model.config, "max_position_embeddings", 2048)
+    return limit
+
+
+def figures(objective: Objective, tokens: Tokens, chat: Any) -> dict[str, float]:
+    """Loss, perplexity, bits per byte, rows and target tokens of a model on rows."""
+    loss, targets = mean_loss(objective, evaluation_passes(tokens, TOKENS_PER_PASS))
+    return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "bits_per_byte": loss * targets / math.log(2) / max(1, target_bytes(tokens, chat)),
+        "rows": len(tokens),
+        "target_tokens": targets,
+    }
 
 
 def target_bytes(tokens: Tokens, chat: Any) -> int:
     """UTF-8 bytes of the text that the target tokens stand for; special tokens count nothing."""
-    total = 0
-    for index in range(len(tokens)):
-        ids, trained = tokens.example(index)
-        total += len(chat.decode(ids[trained].tolist()).encode("utf-8"))
-    return total
+    return sum(example_bytes(tokens, chat, index) for index in range(len(tokens)))

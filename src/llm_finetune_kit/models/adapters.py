@@ -169,9 +169,10 @@ def _returns(module: Any, dtype: torch.dtype) -> None:
 def without_adapter(model: Any) -> Iterator[None]:
     """The base as it was before training, biases included (PEFT alone would leave trained ones in)."""
     named = {name.removeprefix(INSIDE).replace(".base_layer.", "."): part for name, part in model.named_parameters()}
-    trained = {name: named[name].data for name in model.biases_of_base}
+    biases = getattr(model, "biases_of_base", {})  # not there where PEFT alone loaded the adapter
+    trained = {name: named[name].data for name in biases}
     try:
-        for name, values in model.biases_of_base.items():
+        for name, values in biases.items():
             named[name].data = values.to(trained[name])
         with _no_warnings(), model.disable_adapter():
             yield

@@ -47,6 +47,9 @@ def per_document_attention(
     with torch.autocast(query.device.type, enabled=False):
         if query.device.type == "cpu":
             query, key, value = query.float(), key.float(), value.float()
+        if document_lengths is None and query.shape[2] == 1 and (attention_mask is None or attention_mask.shape[1] == 1):
+            out = _one_token(query, key, value, attention_mask, dropout, scaling, softcap)
+            return out.transpose(1, 2).to(dtype), None
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
         if document_lengths is None and attention_mask is None and query.shape[2] == key.shape[2]:
             out = _document(query, key, value, dropout, scaling, softcap, sliding_window)
@@ -75,6 +78,27 @@ def _document(
     if window is not None:
         mask = mask.triu(1 - window)
     return _attend(query, key, value, mask, dropout, scaling, softcap)
+
+
+def _one_token(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """A decoding step: the heads that share keys ask as if they were tokens, so that the cache is not copied for each."""
+    batch, heads, _, width = query.shape
+    grouped = query.reshape(batch, key.shape[1], heads // key.shape[1], width)
+    if softcap is None:
+        mask = mask.to(query.dtype) if mask is not None and mask.dtype != torch.bool else mask
+        out = scaled_dot_product_attention(grouped, key, value, mask, dropout_p=dropout, scale=scaling)
+    else:
+        seen = torch.ones(1, 1, 1, key.shape[2], dtype=torch.bool, device=key.device) if mask is None else mask
+        out = _attend(grouped, key, value, seen, dropout, scaling, softcap)
+    return out.reshape(batch, heads, 1, width)
 
 
 def _attend(

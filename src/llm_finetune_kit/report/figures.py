@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from llm_finetune_kit.events import Evaluated, Event, Failed, Finished, Resumed, Sampled, Saved, Stepped
+from llm_finetune_kit.events import Compared, Evaluated, Event, Failed, Finished, Resumed, Sampled, Saved, Stepped
 
 FINAL = "final"
 FLAT = 0.01  # nats: a smaller change moves perplexity by less than one percent, and nobody would notice
@@ -47,6 +47,7 @@ class Figures:
     tokens: int
     seconds: float
     ended: Finished | Failed | None
+    comparison: dict[str, Any] | None = None  # see evaluation.comparison
 
     @property
     def last_step(self) -> int:
@@ -86,6 +87,7 @@ def figures(events: list[Event]) -> Figures:
         tokens=sum(event.tokens for event in steps),
         seconds=sum(event.seconds for event in steps),
         ended=ending(events),
+        comparison=next((event.comparison for event in reversed(events) if isinstance(event, Compared)), None),
     )
 
 
@@ -159,7 +161,8 @@ def verdict(found: Figures, learned: str = "answers") -> Verdict:
     before, after = found.compared.get("loss_before"), found.compared.get("loss_after")
     if before is None or after is None:
         return Verdict("open", "Nothing is proved", "no held-out rows were evaluated, so nobody knows how it does on unseen data")
-    if abs(before - after) < FLAT:
+    unproved = found.comparison is not None and found.comparison["outcome"] == "none"
+    if abs(before - after) < FLAT or unproved:
         return Verdict("flat", "No improvement shown", f"held-out loss was {before:.3f} and is {after:.3f}")
     moved = f"from {before:.2f} to {after:.2f}"
     if after < before:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from llm_finetune_kit.events import (
+    Compared,
     Evaluated,
     Event,
     Failed,
@@ -74,6 +75,8 @@ def in_words(event: Event) -> str:
             return f"held out after step {event.step}: {figures}{best}"
         case Sampled(step, prompt, answer):
             return f"answer after step {step} to {prompt!r}: {answer!r}"
+        case Compared(step, comparison):
+            return f"compared after step {step}: {comparison['sentence']} {comparison['general']['sentence']}"
         case Saved(step, folder, size, seconds):
             return f"saved {folder} of step {step}: {words.size(size)} in {seconds:.1f} s"
         case Noted(message):

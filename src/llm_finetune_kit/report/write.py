@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetune_kit.files import write_bytes, write_json, write_whole
-from llm_finetune_kit.report import words
+from llm_finetune_kit.report import compared, words
 from llm_finetune_kit.report.figures import caution, legible
 from llm_finetune_kit.report.log import run_log
 from llm_finetune_kit.report.page import page
@@ -39,6 +39,7 @@ def results(record: Record) -> dict[str, Any]:
         "before_and_after": found.compared,
         "evaluations": [asdict(event) for event in found.held_out],
         "samples": [asdict(pair) for pair in found.pairs],
+        "comparison": found.comparison,
     }
     return {key: _finite(value) for key, value in tree.items()}
 
@@ -54,29 +55,25 @@ def _finite(tree: Any) -> Any:
 
 def metrics(record: Record) -> list[list[Any]]:
     """`eval_results.csv`: a row per metric; an empty cell is not known."""
-    found, compared = record.figures, record.figures.compared
+    found, known = record.figures, record.figures.compared
     by_step = {event.step: event for event in found.held_out}
     base, tuned = by_step.get(0), by_step.get(found.shown) if found.shown else None
-    return [
-        ["metric", "base", "tuned"],
-        ["held_out_loss", compared.get("loss_before"), compared.get("loss_after")],
-        ["perplexity", compared.get("perplexity_before"), compared.get("perplexity_after")],
+    rows = [
+        ["held_out_loss", known.get("loss_before"), known.get("loss_after")],
+        ["perplexity", known.get("perplexity_before"), known.get("perplexity_after")],
         ["held_out_rows", base and base.rows, tuned and tuned.rows],
         ["held_out_target_tokens", base and base.target_tokens, tuned and tuned.target_tokens],
         ["step", base and base.step, tuned and tuned.step],
     ]
+    return [compared.CSV_HEAD, *compared.csv_rows(rows, found.comparison)]
 
 
 def comparison(record: Record) -> str:
     """`comparison.md`: base against tuned in figures and side by side in answers."""
-    found, compared = record.figures, record.figures.compared
+    found, known = record.figures, record.figures.compared
     rows = [
-        ["Held-out loss", words.loss(compared.get("loss_before")), words.loss(compared.get("loss_after"))],
-        [
-            "Perplexity",
-            words.perplexity(compared.get("perplexity_before")),
-            words.perplexity(compared.get("perplexity_after")),
-        ],
+        ["Held-out loss", words.loss(known.get("loss_before")), words.loss(known.get("loss_after"))],
+        ["Perplexity", words.perplexity(known.get("perplexity_before")), words.perplexity(known.get("perplexity_after"))],
     ]
     step = f"Tuned (step {found.shown})" if found.shown is not None else "Tuned"
     parts = [
@@ -84,6 +81,7 @@ def comparison(record: Record) -> str:
         f"**{words.markdown_cell(record.verdict.sentence)}.** {caution(found)}".strip(),
         words.markdown_table(["", "Base", step], rows),
         "Loss is the mean surprise per learned token of held-out rows; perplexity is e to that power. Lower is better.",
+        *(compared.markdown(found.comparison) if found.comparison is not None else ()),
         "## Answers",
     ]
     for number, pair in enumerate(found.pairs, 1):

@@ -156,6 +156,19 @@ class Objective:
         if len(work.lengths) > 1 and not self.packs:
             return torch.stack([self.summed(document, scale) for document in work.documents()]).sum()
         work = work.to(self.device)
+        return self._loss(self._states(work), work.labels, scale)
+
+    def by_document(self, work: Pass) -> torch.Tensor:
+        """The summed loss of each document of a pass, float32 [documents]; what `summed` would give for each alone."""
+        if len(work.lengths) > 1 and not self.packs:
+            return torch.cat([self.by_document(document) for document in work.documents()])
+        work = work.to(self.device)
+        counts = [int(part.sum()) for part in work.keep[0].split(work.lengths)]
+        parts = zip(self._states(work).split(counts), work.labels.split(counts), strict=True)
+        return torch.stack([self._loss(states, labels, 1.0) for states, labels in parts])
+
+    def _states(self, work: Pass) -> torch.Tensor:
+        """What the loss of a pass is made of: hidden states [targets, H], or logits [targets, V] where the head is not plain."""
         asked = {
             "input_ids": work.input_ids,
             "position_ids": work.position_ids,
@@ -164,15 +177,19 @@ class Objective:
         }
         with self.precision():
             if self.plain_head:
-                hidden = self.decoder(**asked).last_hidden_state[work.keep]
-            else:
-                logits = self.model(**asked, logits_to_keep=work.keep).logits
+                hidden: torch.Tensor = self.decoder(**asked).last_hidden_state[work.keep]
+                return hidden
+            logits: torch.Tensor = self.model(**asked, logits_to_keep=work.keep).logits
+            return logits.reshape(-1, logits.shape[-1])
+
+    def _loss(self, states: torch.Tensor, labels: torch.Tensor, scale: float) -> torch.Tensor:
         if self.plain_head:
-            loss: torch.Tensor = HeadLoss.apply(
-                hidden, self.head.weight, self.head.bias, work.labels, self.softcap, self.dtype, scale
-            )
+            weight, bias = self.head.weight, self.head.bias
+            if not torch.is_grad_enabled():  # which HeadLoss cannot see, and would form a gradient for nobody
+                weight, bias = weight.detach(), None if bias is None else bias.detach()
+            loss: torch.Tensor = HeadLoss.apply(states, weight, bias, labels, self.softcap, self.dtype, scale)
             return loss
-        return scale * torch.nn.functional.cross_entropy(logits.float(), work.labels, reduction="sum")
+        return scale * torch.nn.functional.cross_entropy(states.float(), labels, reduction="sum")
 
 
 def accumulate(objective: Objective, passes: list[Pass], loss_scale: float = 1.0) -> torch.Tensor:

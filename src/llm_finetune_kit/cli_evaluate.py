@@ -1,0 +1,212 @@
+"""`finetune generate`, `eval` and `compare`: ask a model, measure it, or hold it against another. Holds no logic of its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from llm_finetune_kit.arguments import Parser
+from llm_finetune_kit.config import GenerationSection
+from llm_finetune_kit.errors import DataError, TrainingError, UsageError
+
+COMMANDS = {
+    "generate": "answer a prompt with a model, a run or an adapter",
+    "eval": "measure a model on held-out data",
+    "compare": "hold a tuned model against its base, with intervals",
+}
+
+
+def evaluate_command(command: str, words: Sequence[str]) -> int:
+    """Run one of COMMANDS with these words and return its exit code."""
+    handler: Callable[[argparse.Namespace], int] = globals()[f"_{command}"]
+    return handler(_parser(command).parse_all(list(words)))
+
+
+def _parser(command: str) -> Parser:
+    parser = Parser(prog=f"finetune {command}", description=COMMANDS[command], allow_abbrev=False)
+    if command == "compare":
+        _compare_arguments(parser)
+    else:
+        parser.add_argument("model", nargs="?", help="a model name, a run, a folder, or outputs/final")
+        parser.add_argument("--model", "--model-path", dest="model_flag", help="the same as a flag")
+    if command == "generate":
+        parser.add_argument("--prompt", help="what to ask")
+        parser.add_argument("--prompts", metavar="FILE", help="a text file with a prompt on each line, answered together")
+        parser.add_argument("--system", help="system message")
+        parser.add_argument("--stream", action="store_true", help="show the answer as it is made")
+    if command == "eval":
+        parser.add_argument("--data", "-d", required=True, help="held-out rows in any format that training reads")
+    if command in ("eval", "compare"):
+        parser.add_argument("--max-length", type=int, help="longest example in tokens (default: the model's limit)")
+    if command in ("generate", "compare"):
+        _decoding_arguments(parser)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="number format (default: by machine)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _decoding_arguments(parser: argparse.ArgumentParser) -> None:
+    known = GenerationSection.model_fields
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer in tokens (default 128)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 always takes the likeliest token (default)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="sample from the likeliest tokens of this share")
+    parser.add_argument("--top-k", type=int, help=known["top_k"].description)
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help=known["repetition_penalty"].description)
+    parser.add_argument("--num-beams", type=int, default=1, help="beam search width")
+    parser.add_argument("--seed", type=int, default=0, help="seed for sampling, and for which rows are asked")
+
+
+def _compare_arguments(parser: argparse.ArgumentParser) -> None:
+    help_text = "the base and the tuned model; one alone is compared with its own base"
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=help_text)
+    parser.add_argument("--data", "-d", help="rows that neither was trained on (default: the held-out rows of the run)")
+    parser.add_argument("--metrics", help="names with commas between them (default: what suits the reference answers)")
+    parser.add_argument("--rows", type=int, help="prompts that both answer (default: as many as a minute allows)")
+    parser.add_argument("--fail-if-worse", action="store_true", help="exit with 6 where the tuned model is shown to be worse")
+
+
+def _decoding(asked: argparse.Namespace) -> GenerationSection:
+    from llm_finetune_kit.config import RunConfig
+    from llm_finetune_kit.settings import changed
+
+    values = {f"evaluation.generation.{name}": getattr(asked, name) for name in GenerationSection.model_fields}
+    return changed(RunConfig(), values).evaluation.generation
+
+
+def _which_model(asked: argparse.Namespace) -> str:
+    model = asked.model or asked.model_flag
+    if not model:
+        raise UsageError(2, "no model is named", fix="for example: finetune generate outputs/final --prompt TEXT")
+    return checked_model(model)
+
+
+def checked_model(name: str) -> str:
+    """The name of a model, a run or a folder; one that cannot be is told before torch is imported."""
+    from llm_finetune_kit.models.locate import check_name
+    from llm_finetune_kit.runs import find_result
+
+    found = find_result(name)
+    if not found.is_dir():
+        check_name(name)
+    elif not Path(name).exists():
+        print(f"note: {name} means {found}", file=sys.stderr)
+    return name
+
+
+# --- generate ----------------------------------------------------------------------------------------------
+
+
+def _generate(asked: argparse.Namespace) -> int:
+    if asked.model is None and asked.model_flag is None:
+        _which_model(asked)
+    if (asked.prompt is None) == (asked.prompts is None):
+        if asked.prompts is not None:
+            raise UsageError(2, "--prompt and --prompts are both given", fix="keep one of them")
+        fix = 'for example: finetune generate outputs/final --prompt "How do I reset my password?"'
+        raise UsageError(2, "--prompt is missing", fix=fix)
+    if asked.stream and (asked.json or asked.prompts):
+        raise UsageError(2, "--stream shows one answer as text", fix="leave out --json and --prompts, or --stream")
+    model, how = _which_model(asked), _decoding(asked)
+    from llm_finetune_kit import api
+
+    if asked.stream:
+        for piece in api.stream(model, asked.prompt, system=asked.system, how=how, seed=asked.seed, dtype=asked.dtype):
+            print(piece, end="", flush=True)
+        print()
+        return 0
+    prompts = [asked.prompt] if asked.prompts is None else _lines(asked.prompts)
+    texts = api.generate_all(model, prompts, system=asked.system, how=how, seed=asked.seed, dtype=asked.dtype)
+    for prompt, text in zip(prompts, texts, strict=True):
+        print(json.dumps({"prompt": prompt, "answer": text}, ensure_ascii=False) if asked.json else text)
+    return 0
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        fix = "name a text file in UTF-8 with a prompt on each line"
+        raise DataError(150, f"the prompts cannot be read: {error}", where=path, fix=fix) from None
+    found = [line for line in lines if line]
+    if not found:
+        raise DataError(150, "holds no prompts", where=path, fix="write a prompt on each line")
+    return found
+
+
+# --- eval --------------------------------------------------------------------------------------------------
+
+
+def _eval(asked: argparse.Namespace) -> int:
+    return show_evaluation(_which_model(asked), asked.data, max_length=asked.max_length, dtype=asked.dtype, as_json=asked.json)
+
+
+def show_evaluation(model: str, data: str, *, max_length: int | None, dtype: str | None, as_json: bool) -> int:
+    """Measure a model on data and print what was found."""
+    from llm_finetune_kit.config import DataSection
+    from llm_finetune_kit.data.prepare import read
+
+    read(data, DataSection())  # a fault in the data is told before torch is imported
+    from llm_finetune_kit.evaluation.perplexity import measure
+
+    found = measure(model, data, max_length=max_length, dtype=dtype)
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return 0
+    from llm_finetune_kit.terminal import print_table
+
+    heads = ("model", "loss", "perplexity", "bits per byte", "rows", "target tokens")
+    print_table(heads, [(name, *_figures(one)) for name, one in found.items()])
+    return 0
+
+
+def _figures(one: dict[str, float]) -> tuple[Any, ...]:
+    numbers = f"{one['loss']:.4f}", f"{one['perplexity']:.2f}", f"{one['bits_per_byte']:.4f}"
+    return (*numbers, one["rows"], one["target_tokens"])
+
+
+# --- compare -----------------------------------------------------------------------------------------------
+
+
+def _compare(asked: argparse.Namespace) -> int:
+    if not 1 <= len(asked.models) <= 2:
+        problem = "no model is named" if not asked.models else f"{len(asked.models)} models are named"
+        raise UsageError(2, problem, fix="for example: finetune compare outputs/final, or finetune compare gpt2 outputs/final")
+    if asked.data is not None:
+        from llm_finetune_kit.config import DataSection
+        from llm_finetune_kit.data.prepare import read
+
+        read(asked.data, DataSection())
+    models = [checked_model(name) for name in asked.models]
+    from llm_finetune_kit.api_evaluate import compare_models
+
+    found = compare_models(
+        models[0],
+        models[1] if len(models) > 1 else None,
+        data=asked.data,
+        metrics=asked.metrics.split(",") if asked.metrics else None,
+        rows=asked.rows,
+        how=_decoding(asked),
+        max_length=asked.max_length,
+        dtype=asked.dtype,
+        seed=asked.seed,
+    )
+    if asked.json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        from llm_finetune_kit.terminal import print_comparison
+
+        print_comparison(found)
+    if asked.fail_if_worse:
+        refuse_worse(found)
+    return 0
+
+
+def refuse_worse(comparison: dict[str, Any] | None) -> None:
+    """Raise TrainingError where a comparison shows that training did harm; one that was not made shows nothing."""
+    if comparison is not None and comparison["outcome"] == "worse":
+        fix = "keep the base; look at the worst examples in comparison.md, at the data, and at the learning rate"
+        raise TrainingError(3, "the tuned model is worse than its base", why=comparison["sentence"], fix=fix)
