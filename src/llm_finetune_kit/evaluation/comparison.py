@@ -8,7 +8,8 @@ The result is plain values, for events.jsonl, eval_results.json and whoever draw
     interval   method, level, resamples, seed
     metrics    one each: name, label, base, tuned, difference, low, high, better (1 | -1 | 0), outcome, signature, rows
     wins       won, lost, tied: rows whose loss per token is lower, higher or equal
-    examples   one per answered prompt: row, place, prompt, reference, base and tuned (answer, tokens, stopped, loss)
+    examples   one per answered prompt: row, place, prompt, reference, base and tuned (text, tokens,
+               stopped, loss), change of the loss
     best, worst  indices of examples: where the tuned model's loss fell and rose most
     general    the forgetting guard: texts, base, tuned (bits per byte), difference, low, high, relative, outcome, sentence
     speed      of both: prompt tokens and decoded tokens per second
