@@ -31,7 +31,7 @@ def smaller(passes: list[Pass], budget: int, step: int, place: str) -> int:
     largest = max(passes, key=lambda work: work.tokens)
     if len(largest.lengths) == 1 or largest.tokens <= FEWEST:
         raise TrainingError(
-            3,
+            4,
             f"memory does not suffice for one row of {largest.tokens:,} tokens in step {step}",
             where=place,
             why="passes were made as small as one row; nothing of this step was applied",
