@@ -505,6 +505,16 @@ def test_fault_076_memory_that_really_runs_out(at: Campaign, tmp_path: Path) -> 
     assert done.code == 0, done.err
 
 
+def test_fault_078_a_step_is_the_same_however_it_is_split(at: Campaign, tmp_path: Path) -> None:
+    """1 x 8, 2 x 4, 4 x 2 and 8 x 1 rows of unequal lengths: the same losses, and the same update."""
+    told = []
+    for batch in (1, 2, 4, 8):
+        knobs = {"training__batch_size": batch, "training__gradient_accumulation_steps": 8 // batch, "training__max_steps": 3}
+        told.append(story(run(asked(at, tmp_path / str(batch), "dora", **knobs)).folder))
+    assert told[0] == told[1] == told[2] == told[3]
+    assert len({step[4] for step in told[0]["steps"]}) > 1, "the steps differ in length"
+
+
 # --- order, change and age ---------------------------------------------------------------------------------
 
 

@@ -184,9 +184,8 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, heard:
 
     say(Stage("train", f"{schedule.steps} steps"))
     train, held_out = material.train, material.held_out
-    with heard.at_boundaries():
+    with heard.at_boundaries(), save.to_the_end():
         reason = fit(objective, optimizer, train, held_out, schedule, progress, save, say, asked_to_stop, material.place)
-        save.finish()
     if heard.number is not None:
         command = f"finetune resume {folder.path}"
         problem = f"stopped after step {progress.step} of {schedule.steps}, and saved"

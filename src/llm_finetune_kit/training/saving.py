@@ -9,7 +9,8 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,17 @@ class Saver:
         self.say(Saved(writing.snapshot.step, writing.target, size, writing.seconds, held_up))
         for name in spared:
             self.say(Warned(f"{name} is no longer needed and cannot be removed", "remove it by hand"))
+
+    @contextmanager
+    def to_the_end(self) -> Iterator[None]:
+        """A checkpoint that is being written when the block ends, well or by an error, is written to its end."""
+        try:
+            yield
+        except Exception:
+            with suppress(Exception):  # the error that came first is the one to tell
+                self.finish()
+            raise
+        self.finish()
 
     def _put(self, snapshot: Snapshot) -> tuple[int, list[str]]:
         """Write a checkpoint, then remove the ones too many; its bytes, and what could not be removed."""
