@@ -33,10 +33,14 @@ class Planned(Event):
 
 @dataclass(frozen=True)
 class Resumed(Event):
-    """Training goes on after `step`, or begins again (step 0, no checkpoint); what was said after that save is void."""
+    """Training goes on after `step`, or begins again (step 0, no checkpoint); what was said after that save is void.
+
+    `evaluated` is the step of the last evaluation that the checkpoint knows.
+    """
 
     step: int
     checkpoint: str
+    evaluated: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,16 @@ class Compared(Event):
 
     step: int
     comparison: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Saving(Event):
+    """The state of now is on its way into `folder`; what is said after this is not in it. `evaluated` is the step of the
+    last evaluation that it knows."""
+
+    step: int
+    folder: str
+    evaluated: int
 
 
 @dataclass(frozen=True)
@@ -137,7 +151,7 @@ Listen = Callable[[Event], None]
 
 KINDS: dict[str, type[Event]] = {
     kind.__name__: kind
-    for kind in (Stage, Planned, Resumed, Stepped, Evaluated, Sampled, Compared, Saved, Noted, Warned, Finished, Failed)
+    for kind in (Stage, Planned, Resumed, Stepped, Evaluated, Sampled, Compared, Saving, Saved, Noted, Warned, Finished, Failed)
 }
 
 

@@ -9,12 +9,12 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from llm_finetune_kit.errors import BusyError, MachineError
-from llm_finetune_kit.events import Event, Finished, Resumed, Saved, Stepped, from_record, to_record
+from llm_finetune_kit.events import Event, Finished, Resumed, Saved, Saving, Stepped, from_record, to_record
 from llm_finetune_kit.files import MANIFEST, about_to, clear_drafts
 
 EVENTS, LOCK = "events.jsonl", ".lock"
@@ -27,7 +27,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._log: Any = None
-        self._torn = False
+        self._waiting = b""  # of the log, where the disk did not take it
 
     @classmethod
     def create(cls, output_dir: Path, name: str) -> RunFolder:
@@ -62,15 +62,17 @@ class RunFolder:
             raise MachineError(11, problem, where=str(self.path), fix=fix) from None
         try:
             self._take(handle)
-            handle.truncate(0)
-            handle.write(f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-            handle.flush()
+            with suppress(OSError):  # a full disk; it is for people only
+                os.truncate(handle.fileno(), 0)
+                text = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+                os.write(handle.fileno(), text.encode())
         except BaseException:
             handle.close()
             raise
         clear_drafts(self.path)
         self._log = open(self.path / EVENTS, "ab", buffering=0)
-        self._torn = self._log.tell() > 0 and not (self.path / EVENTS).read_bytes().endswith(b"\n")
+        torn = self._log.tell() > 0 and not (self.path / EVENTS).read_bytes().endswith(b"\n")
+        self._waiting = b"\n" if torn else b""  # half a line, of a process that died, must not spoil the next one
         try:
             yield
         finally:
@@ -115,17 +117,17 @@ class RunFolder:
         return False
 
     def record(self, event: Event) -> str | None:
-        """Append an event to the log and return why that failed, if it did: a full disk costs the line, never the run."""
+        """Append an event to the log and return why that failed, if it did: the line then waits for the next one."""
         if self._log is None:
             return None
-        line = json.dumps(to_record(event, time.time()), ensure_ascii=False, default=str).encode() + b"\n"
-        line = b"\n" + line if self._torn else line  # half a line, of a process that died, must not spoil this one
+        self._waiting += json.dumps(to_record(event, time.time()), ensure_ascii=False, default=str).encode() + b"\n"
         try:
             about_to("log", self.path / EVENTS)
-            self._torn = self._log.write(line) < len(line)
+            written = self._log.write(self._waiting)
         except OSError as error:
             return error.strerror or str(error)
-        return "only a part of a line was taken" if self._torn else None
+        self._waiting = self._waiting[written:]
+        return None
 
     def replay(self) -> list[Event]:
         """What the run said, without steps that a later resume made void and without a torn last line."""
@@ -167,12 +169,17 @@ class RunFolder:
 
 
 def _still_valid(told: list[Event], resumed: Resumed) -> list[Event]:
-    """What was told of steps before the checkpoint was saved, and all that is not about steps."""
-    saved = [place for place, event in enumerate(told) if isinstance(event, Saved) and event.folder == resumed.checkpoint]
-    last = saved[-1] if saved else len(told)
+    """What was told of steps before the checkpoint was taken, and all that is not about steps."""
+    known = (resumed.checkpoint, resumed.evaluated)
+    taken = [place for place, event in enumerate(told) if isinstance(event, Saving) and (event.folder, event.evaluated) == known]
+    last = taken[-1] if taken else -1  # also where training begins again
     return [
         event
         for place, event in enumerate(told)
-        if isinstance(event, Resumed)
-        or getattr(event, "step", -1) <= (resumed.step if resumed.checkpoint and place <= last else -1)
+        if isinstance(event, Resumed) or place <= last or not hasattr(event, "step") or _proves(event, resumed)
     ]
+
+
+def _proves(event: Event, resumed: Resumed) -> bool:
+    """Whether this is the word that the very checkpoint was saved, which may come some steps later."""
+    return isinstance(event, Saved) and event.folder.startswith("checkpoint-") and 0 < event.step <= resumed.step

@@ -174,7 +174,7 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, heard:
         progress = checkpoint.restore(objective.model, optimizer, good)
         if folder.finished:  # and is to be longer
             progress.stale_evaluations = 0
-        say(Resumed(progress.step, good.name))
+        say(Resumed(progress.step, good.name, progress.evaluated))
 
     save = Saver(folder, material, objective.model, optimizer, say, heard.asked)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetune_kit.errors import MachineError
-from llm_finetune_kit.events import Listen, Noted, Saved, Warned
+from llm_finetune_kit.events import Listen, Noted, Saved, Saving, Warned
 from llm_finetune_kit.files import about_to, commit, remove, write_whole
 from llm_finetune_kit.folder import RunFolder
 from llm_finetune_kit.hardware import versions
@@ -62,6 +62,7 @@ class Saver:
         began = time.perf_counter()
         self.finish()
         snapshot = checkpoint.take(self.model, self.optimizer, progress)
+        self.say(Saving(progress.step, f"checkpoint-{progress.step}", progress.evaluated))
         self._writing = _Writing(snapshot, lambda: self._put(snapshot))
         if snapshot.copied:
             self._writing.held_up = time.perf_counter() - began
