@@ -533,7 +533,7 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     nursery.close()
 
 
-LONG = 20
+LONG = 60  # steps: enough for a signal to find it at work
 
 
 def command(model: Path, outputs: Path, method: str) -> list[str]:
