@@ -19,11 +19,17 @@ COMMON = {
     "training.tokens_per_pass": "256",
     "evaluation.prompts": '["Who?"]',
     "evaluation.generation.max_new_tokens": "4",
-    "evaluation.rows": "2",
+    "evaluation.compare": "false",
 }
 # 40 rows, 32 of them trained: every kind ends in its second epoch or later, some with an incomplete last group
 KINDS = {
-    "lora": {"training.batch_size": "2", "training.gradient_accumulation_steps": "3", "lora.dropout": "0.1"},
+    "lora": {
+        "evaluation.compare": "true",
+        "evaluation.rows": "2",
+        "training.batch_size": "2",
+        "training.gradient_accumulation_steps": "3",
+        "lora.dropout": "0.1",
+    },
     "full": {"method": "full", "training.batch_size": "4", "training.schedule": "linear"},
     "streamed": {"data.streaming": "true", "training.packing": "false", "lora.dropout": "0.1", "training.batch_size": "3"},
     "quantized": {"model.quantization": "nf4", "training.optimizer": "adamw_8bit", "training.batch_size": "4"},

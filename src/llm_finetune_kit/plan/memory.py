@@ -87,9 +87,10 @@ def moments(model: Any, work: Work) -> dict[str, Parts]:
     unpacked = {"unpacked weights": _unpacked(model, work)}
     early = {"gradients": before, "weight copies": copies, "loss head": workspace, "gaps": gaps}
     late = {"gradients": 4 * trained, "loss head": head, "block": block_bytes(model, work)}
+    on_its_way = {"checkpoint being written": _checkpoint_copy(work)}
     found = {
-        "forward": base | state | unpacked | kept | early,
-        "backward": base | state | unpacked | late,
+        "forward": base | state | unpacked | kept | early | on_its_way,
+        "backward": base | state | unpacked | late | on_its_way,
         "saving": base | state | {"copies while saving": _saving(model, work)},
     }
     if work.device == "cpu":
@@ -142,6 +143,11 @@ def _head_workspace(model: Any, work: Work) -> int:
     matrix = 0 if work.size == 4 else work.size * model.head_parameters
     product = model.head_parameters * (4 if work.size == 4 else 4 + work.size)
     return int(states + chunk + matrix + 4 * model.head_parameters + product)
+
+
+def _checkpoint_copy(work: Work) -> int:
+    """An adapter and its optimizer's state are copied, and written while training goes on; the copy of a GPU's is the host's."""
+    return round(work.trained * (4 + STATE[work.optimizer])) if work.device == "cpu" and not work.full else 0
 
 
 def _saving(model: Any, work: Work) -> int:
