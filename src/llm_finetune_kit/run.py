@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from llm_finetune_kit import beginning
 from llm_finetune_kit.config import RunConfig
 from llm_finetune_kit.doctor import places, software
-from llm_finetune_kit.errors import Interrupted, KitError, ModelError, TrainingError
+from llm_finetune_kit.errors import Interrupted, KitError, MachineError, ModelError, TrainingError
 from llm_finetune_kit.events import (
     Event,
     Failed,
@@ -33,6 +34,8 @@ from llm_finetune_kit.logs import debug_log
 from llm_finetune_kit.material import Material, prepare_run
 from llm_finetune_kit.plan import compare
 from llm_finetune_kit.tracking import require_trackers, tracked
+
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ def run(config: RunConfig, listen: Listen = ignore, *, loaded: Any = None, force
         with folder.locked():
             for event in told:
                 folder.record(event)
-            beginning.write_beginning(folder, config, material)
+            with _disk(folder):
+                beginning.write_beginning(folder, config, material)
             return _train(folder, material, listen, heard, loaded)
 
 
@@ -111,7 +115,8 @@ def _train(folder: RunFolder, material: Material, listen: Listen, heard: Interru
     with debug_log(folder.path, str(versions())) as log, tracked(folder.path, material.plan.config, tell) as say:
         try:
             try:
-                return _train_to_the_end(folder, material, say, heard, loaded)
+                with _disk(folder):
+                    return _train_to_the_end(folder, material, say, heard, loaded)
             except StopAsked as stop:
                 whole = folder.checkpoints()
                 state = f"stopped at once; {whole[0].name} was saved last" if whole else "stopped before the first step"
@@ -128,6 +133,22 @@ def _train(folder: RunFolder, material: Material, listen: Listen, heard: Interru
         finally:
             with heard.at_boundaries():  # a first signal does not spoil the report
                 _write_evidence(folder, log)
+
+
+@contextmanager
+def _disk(folder: RunFolder) -> Iterator[None]:
+    """A disk that fails, wherever it is touched, is no fault of this program."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        fix = (
+            f"mend the disk or free some space, then: finetune resume {folder.path}, or start again if that has nothing to resume"
+        )
+        raise MachineError(
+            16, f"cannot be read or written: {error.strerror}", where=str(error.filename or folder.path), fix=fix
+        ) from error
 
 
 class _Told:
@@ -197,7 +218,8 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, heard:
     summary = _summary(folder, progress, step)
     predicted = read_json(folder.path / "plan.json")
     summary["measured"] = compare(predicted, summary["peak_memory"], summary["tokens_per_second"])
-    write_json(folder.path / "plan.json", predicted | {"measured": summary["measured"]})
+    with suppress(OSError):  # the summary has it too
+        write_json(folder.path / "plan.json", predicted | {"measured": summary["measured"]})
     say(Finished(progress.step, reason, summary))
     return Result(folder, objective.model, material.chat, objective, comparison)
 

@@ -234,7 +234,9 @@ def evaluate(
     """Held-out loss now, told as an event; whether it is the best so far, which `progress` remembers."""
     started = time.perf_counter()
     loss, targets = _held_out_loss(objective, held_out, schedule, progress, listen, asked_to_stop)
-    best = progress.best_loss is None or loss < progress.best_loss
+    best = math.isfinite(loss) and (progress.best_loss is None or loss < progress.best_loss)
+    if not math.isfinite(loss):
+        listen(Warned(f"the held-out loss after step {progress.step} is {loss}", "lower training.learning_rate"))
     if best:
         progress.best_loss, progress.best_step, progress.stale_evaluations = loss, progress.step, 0
     else:
