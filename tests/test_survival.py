@@ -302,6 +302,18 @@ def test_fault_069_whatever_the_disk_answers_is_told_and_nothing_is_lost(fault: 
     assert story(folder) == at.reference("lora")
 
 
+def test_fault_069_a_disk_that_fails_before_the_first_step_is_told_as_such(at: Campaign, tmp_path: Path) -> None:
+    config = asked(at, tmp_path)
+
+    def arm(event: Event) -> None:
+        if isinstance(event, Noted) and "are trained on" in event.message:
+            files.armed = fault_from("sync:2:EIO")
+
+    with pytest.raises(MachineError, match="cannot be read or written: Input/output error") as caught:
+        run(config, arm)
+    assert caught.value.exit_code == 5
+
+
 def test_fault_071_a_log_that_cannot_be_written_costs_one_warning(at: Campaign, tmp_path: Path) -> None:
     config, heard = asked(at, tmp_path), []
 

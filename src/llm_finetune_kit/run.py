@@ -143,12 +143,9 @@ def _disk(folder: RunFolder) -> Iterator[None]:
     except OSError as error:
         if error.errno not in DISK:
             raise
-        fix = (
-            f"mend the disk or free some space, then: finetune resume {folder.path}, or start again if that has nothing to resume"
-        )
-        raise MachineError(
-            16, f"cannot be read or written: {error.strerror}", where=str(error.filename or folder.path), fix=fix
-        ) from error
+        problem, where = f"cannot be read or written: {error.strerror}", str(error.filename or folder.path)
+        fix = f"mend the disk or free some space, then: finetune resume {folder.path} (or start again, if nothing was saved)"
+        raise MachineError(16, problem, where=where, fix=fix) from error
 
 
 class _Told:
