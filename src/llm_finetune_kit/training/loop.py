@@ -77,15 +77,16 @@ def fit(
             with suppress(_Stopped):  # it is made up for when the run goes on
                 improved = held_out is not None and evaluate(objective, held_out, schedule, progress, listen, asked_to_stop)
         stopping = asked_to_stop()
+        patient = schedule.patience is None or progress.stale_evaluations < schedule.patience
         new = saved < progress.step
-        if improved or (new and (stopping or _due(progress.step, schedule.save_steps, schedule.steps))):
+        if improved or (new and (stopping or not patient or _due(progress.step, schedule.save_steps, schedule.steps))):
             save(progress)
             saved = progress.step
         if stopping:
             return "asked to stop"
         if progress.step >= schedule.steps:
             break
-        if schedule.patience is not None and progress.stale_evaluations >= schedule.patience:
+        if not patient:
             return "no improvement"
         if progress.step % RELEASE_EVERY == 0 and objective.device.type == "cpu":
             release_memory()
