@@ -3,7 +3,7 @@
 The result is plain values, for events.jsonl, eval_results.json and whoever draws a page of it:
 
     base, tuned, outcome (better | none | worse | open), sentence, primary (loss, or bits_per_byte between tokenizers)
-    rows       measured, answered, of, why
+    rows       measured, answered, of, why; of a comparison on other data also left_out (too long to be asked)
     decoding   the generation settings and the seed
     interval   method, level, resamples, seed
     metrics    one each: name, label, base, tuned, difference, low, high, better (1 | -1 | 0), outcome, signature, rows
