@@ -1,11 +1,11 @@
 """Real runs of small models, base against tuned, and their tables for docs/results.md.
 
     OMP_NUM_THREADS=1 python benchmarks/results_table.py run     (goes on where it stopped; about half an hour)
-    python benchmarks/results_table.py collect                   (figures of the runs to benchmarks/results/results.json)
+    python benchmarks/results_table.py collect                   (figures, and answers to our prompts, to results/results.json)
     python benchmarks/results_table.py table                     (Markdown, from that file)
 
-Every run is one command line, as a user would type it. Only figures are collected; texts stay in the run folders, as some
-of the data may not be passed on.
+Every run is one command line, as a user would type it. Texts of the data stay in the run folders, as some of them may not be
+passed on.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 from machine import describe, run_child
 
 FIGURES = Path(__file__).resolve().parent / "results" / "results.json"
+PROMPTS = FIGURES.with_name("prompts.txt")  # written for this project
 MODELS = {"demo": "demo", "TinyStories-656K": "models/TinyStories-656K"}
 DATA = {
     "Dolly": "sft/databricks-dolly-15k.jsonl.gz",
@@ -75,6 +76,7 @@ CASES = [
     Case("demo", "GSM8K", "QLoRA"),
     Case("demo", "GSM8K", learning_rate=0.003),
 ]
+ASKED = ("TinyStories-656K-Dolly-LoRA", "demo-Dolly-LoRA", "demo-GSM8K-LoRA")  # trained on what may be passed on
 TESTED = [case for case in CASES if case.data == "GSM8K" and case.method == "LoRA" and not case.learning_rate]
 
 
@@ -91,6 +93,18 @@ def run(data: Path, out: Path) -> None:
         log = out / f"{case.name}.test.json"
         if not log.exists():
             _finetune(_test_command(case, data, out), log)
+    for name, model in _answering(data, out).items():
+        log = out / f"{name}.answers.jsonl"
+        if not log.exists():
+            words = ["--prompts", str(PROMPTS), "--max-new-tokens", "32", "--json"]
+            _finetune(["generate", model, *words], log)
+
+
+def _answering(data: Path, out: Path) -> dict[str, str]:
+    """The models that answer the project's own prompts, and where they are."""
+    return {"demo": "demo", "TinyStories-656K": str(data / MODELS["TinyStories-656K"])} | {
+        name: str(out / name) for name in ASKED
+    }
 
 
 def _test_command(case: Case, data: Path, out: Path) -> list[str]:
@@ -118,7 +132,13 @@ def collect(data: Path, out: Path) -> None:
     """Figures of all finished runs, without any text of theirs, as `results.json`."""
     found = [_figures(case, data, out) for case in CASES if (out / f"{case.name}.child.json").exists()]
     tests = [_tested(case, data, out) for case in TESTED if (out / f"{case.name}.test.json").exists()]
-    FIGURES.write_text(json.dumps({"runs": found, "tests": tests}, indent=1) + "\n")
+    logs = {name: out / f"{name}.answers.jsonl" for name in _answering(data, out)}
+    answers = {name: _lines(log) for name, log in logs.items() if log.exists()}
+    FIGURES.write_text(json.dumps({"runs": found, "tests": tests, "answers": answers}, indent=1) + "\n")
+
+
+def _lines(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line.startswith("{")]
 
 
 def _figures(case: Case, data: Path, out: Path) -> Row:
@@ -131,6 +151,7 @@ def _figures(case: Case, data: Path, out: Path) -> Row:
     kept = ("step", "epoch", "loss", "gradient_norm", "learning_rate")
     return {
         **vars(case),
+        "name": case.name,
         "command": shlex.join(["finetune", *case.command(data, out)]),
         "versions": resolved["versions"],
         "machine": {key: child["machine"][key] for key in ("cpu", "cores", "flags", "memory_gib")},
@@ -184,6 +205,7 @@ def table() -> None:
         "Training": _costs(lora),
         "Steps of demo on Dolly": _steps(next((one for one in lora if one["name"] == "demo-Dolly-LoRA"), None)),
         "GSM8K's test set": _before_and_after(found["tests"]) + "\n\n" + _overlap(found["tests"]),
+        "Answers": _answers(found["answers"]),
         "Commands": "```bash\n" + "\n".join(one["command"] for one in runs + found["tests"]) + "\n```",
     }
     print("\n\n".join(f"### {title}\n\n{text}" for title, text in parts.items()))
@@ -284,6 +306,14 @@ def _steps(one: Row | None) -> str:
         rate = f"{row['learning_rate']:.6f}"
         lines.append([str(row["step"]), f"{row['epoch']:.1f}", f"{row['loss']:.4f}", f"{row['gradient_norm']:.4f}", rate])
     return _markdown(["Step", "Epoch", "Loss", "Grad Norm", "Learning Rate"], lines)
+
+
+def _answers(found: dict[str, list[Row]]) -> str:
+    lines = []
+    for said in zip(*found.values(), strict=True):
+        told = (" ".join(one["answer"].replace("|", "/").split()) for one in said)
+        lines += [[said[0]["prompt"], name, text or "(nothing)"] for name, text in zip(found, told, strict=True)]
+    return _markdown(["prompt", "model", "answer, 32 tokens at most"], lines)
 
 
 def main() -> None:
