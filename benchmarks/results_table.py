@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/results_table.py run     (goes on where it stopped; about half an hour)
     python benchmarks/results_table.py collect                   (figures, and answers to our prompts, to results/results.json)
-    python benchmarks/results_table.py table                     (Markdown, from that file)
+    python benchmarks/results_table.py write                     (the tables of docs/results.md, from that file)
 
 Every run is one command line, as a user would type it. Texts of the data stay in the run folders, as some of them may not be
 passed on.
@@ -15,12 +15,15 @@ import json
 import shlex
 import sys
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from machine import describe, run_child
 
 FIGURES = Path(__file__).resolve().parent / "results" / "results.json"
+PAGE = FIGURES.parents[2] / "docs" / "results.md"
+MARKS = ("<!-- tables -->\n", "<!-- end of tables -->\n")
 PROMPTS = FIGURES.with_name("prompts.txt")  # written for this project
 MODELS = {"demo": "demo", "TinyStories-656K": "models/TinyStories-656K"}
 DATA = {
@@ -108,8 +111,8 @@ def _answering(data: Path, out: Path) -> dict[str, str]:
 
 
 def _test_command(case: Case, data: Path, out: Path) -> list[str]:
-    rows = ["--rows", "128", "--max-new-tokens", "128", "--seed", "42"]
-    return ["compare", str(out / case.name), "--data", f"{data / TEST}[:660]", *rows, "--json"]
+    rows = ["--rows", "64", "--max-new-tokens", "128", "--seed", "42"]
+    return ["compare", str(out / case.name), "--data", f"{data / TEST}[:200]", *rows, "--json"]
 
 
 def _finetune(words: list[str], log: Path, kept: Path | None = None) -> None:
@@ -155,6 +158,7 @@ def _figures(case: Case, data: Path, out: Path) -> Row:
         "command": shlex.join(["finetune", *case.command(data, out)]),
         "versions": resolved["versions"],
         "machine": {key: child["machine"][key] for key in ("cpu", "cores", "flags", "memory_gib")},
+        "date": datetime.fromtimestamp(finished["time"], timezone.utc).date().isoformat(),
         "foreign_load": round(child["foreign_load"], 2),
         "wall_seconds": round(child["wall_seconds"], 1),
         "training_seconds": round(finished["summary"]["seconds"], 1),
@@ -190,8 +194,8 @@ def _read(path: Path) -> Any:
 # --- tables ------------------------------------------------------------------------------------------------
 
 
-def table() -> None:
-    """All tables of docs/results.md."""
+def write() -> None:
+    """Put all tables between the marks of docs/results.md."""
     found = json.loads(FIGURES.read_text())
     runs = found["runs"]
     lora = [one for one in runs if one["method"] == "LoRA" and not one["learning_rate"]]
@@ -204,11 +208,23 @@ def table() -> None:
         "Methods": _before_and_after(methods) + "\n\n" + _costs(methods),
         "Training": _costs(lora),
         "Steps of demo on Dolly": _steps(next((one for one in lora if one["name"] == "demo-Dolly-LoRA"), None)),
-        "GSM8K's test set": _before_and_after(found["tests"]) + "\n\n" + _overlap(found["tests"]),
-        "Answers": _answers(found["answers"]),
+        "GSM8K's test set": _before_and_after(found["tests"]) + "\n\n" + _overlap(found["tests"]) if found["tests"] else "",
+        "Answers": _answers(found["answers"]) if found["answers"] else "",
         "Commands": "```bash\n" + "\n".join(one["command"] for one in runs + found["tests"]) + "\n```",
     }
-    print("\n\n".join(f"### {title}\n\n{text}" for title, text in parts.items()))
+    text = "\n\n".join(f"### {title}\n\n{text}" for title, text in parts.items() if text)
+    before, rest = PAGE.read_text(encoding="utf-8").split(MARKS[0])
+    PAGE.write_text(f"{before}{MARKS[0]}\n{_where(runs)}\n\n{text}\n\n{MARKS[1]}{rest.split(MARKS[1])[1]}", encoding="utf-8")
+
+
+def _where(runs: list[Row]) -> str:
+    """Machine, versions and date of the runs."""
+    machine, versions = runs[0]["machine"], runs[0]["versions"]
+    size = f"{machine['cores']} cores of which a run uses one, {machine['memory_gib']} GiB"
+    what = f"{machine['cpu']} ({', '.join(machine['flags'])}), {size}"
+    told = ", ".join(f"{name} {version}" for name, version in versions.items())
+    days = sorted({one["date"] for one in runs})
+    return f"{what}; {told}; {' and '.join({days[0], days[-1]})}."
 
 
 def _markdown(head: list[str], lines: list[list[str]]) -> str:
@@ -250,12 +266,12 @@ def _overlap(runs: list[Row]) -> str:
     return _markdown(["model", "data, method", *OVERLAP.values()], lines)
 
 
-def _cell(metric: Row | None, side: str) -> str:
+def _cell(metric: Row | None, side: str, digits: int = 4) -> str:
     """A value; beside the tuned model's stands what the interval of the difference shows, if anything."""
     if metric is None:
         return "–"
     shown = f" {OUTCOMES[metric['outcome']]}" if side == "tuned" and metric["outcome"] in ("better", "worse") else ""
-    return f"{metric[side]:.4f}{shown}"
+    return f"{metric[side]:.{digits}f}{shown}"
 
 
 def _manner(runs: list[Row]) -> str:
@@ -266,7 +282,7 @@ def _manner(runs: list[Row]) -> str:
         cells = []
         for name in names:
             metric = one["metrics"].get(name)
-            cells.append(f"{metric['base']:.2f} to {_cell(metric, 'tuned')}" if metric else "–")
+            cells.append(f"{metric['base']:.2f} to {_cell(metric, 'tuned', 2)}" if metric else "–")
         lines.append([*_label(one), *cells])
     return _markdown(["model", "data, method", *names.values()], lines)
 
@@ -282,12 +298,18 @@ def _forgotten(runs: list[Row]) -> str:
 
 def _costs(runs: list[Row]) -> str:
     """R4's table of training performance, with memory as R2 has it."""
-    head = ["model", "data, method", "trained weights", "epochs", "time", "whole run", "tokens/s", "memory", "planned"]
+    head = ["model", "data, method", "trained weights", "epochs", "time", "whole run", "others' load"]
+    head += ["tokens/s", "memory", "planned"]
     lines = []
     for one in runs:
         memory = one["peak_memory"]
         speed = one["tokens"] / one["training_seconds"]
-        times = [f"{one['training_seconds']:.0f} s", f"{one['wall_seconds']:.0f} s", f"{speed:,.0f}"]
+        times = [
+            f"{one['training_seconds']:.0f} s",
+            f"{one['wall_seconds']:.0f} s",
+            f"{one['foreign_load']:.1f} cores",
+            f"{speed:,.0f}",
+        ]
         sizes = [f"{memory[key] / 1e9:.2f} GB" for key in ("measured", "predicted")]
         lines.append([*_label(one), f"{one['trained_parameters']:,}", f"{one['steps'][-1]['epoch']:.1f}", *times, *sizes])
     return _markdown([*head, "perplexity after"], [[*line, _after(one)] for line, one in zip(lines, runs, strict=True)])
@@ -318,7 +340,7 @@ def _answers(found: dict[str, list[Row]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "collect", "table"])
+    parser.add_argument("what", choices=["run", "collect", "write"])
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with models/, sft/ and dialogue/")
     parser.add_argument("--out", type=Path, default=Path(".bench/results"), help="folder for the runs")
     asked = parser.parse_args()
@@ -326,8 +348,8 @@ def main() -> None:
         run(asked.data, asked.out)
     if asked.what == "collect":
         collect(asked.data, asked.out)
-    if asked.what == "table":
-        table()
+    if asked.what == "write":
+        write()
 
 
 if __name__ == "__main__":
