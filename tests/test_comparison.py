@@ -17,10 +17,11 @@ from llm_finetune_kit.cli import _parser, main
 from llm_finetune_kit.config import DataSection, GenerationSection, RunConfig
 from llm_finetune_kit.data import prepare
 from llm_finetune_kit.data.batches import evaluation_passes
-from llm_finetune_kit.errors import ConfigError, UsageError
+from llm_finetune_kit.errors import ConfigError, DataError, UsageError
 from llm_finetune_kit.evaluation.asking import general_tokens, how_many, prompts_of
+from llm_finetune_kit.evaluation.comparison import _sentence
 from llm_finetune_kit.evaluation.losses import RowLosses, row_losses
-from llm_finetune_kit.evaluation.perplexity import rows_for
+from llm_finetune_kit.evaluation.perplexity import measure, rows_for
 from llm_finetune_kit.events import Compared, Event, Warned
 from llm_finetune_kit.models.adapters import add_lora
 from llm_finetune_kit.opening import Opened, open_model, opened
@@ -161,6 +162,25 @@ def test_prompts_are_rows_up_to_their_answer(demo: Opened) -> None:
     for one in found:
         assert one.reference == data[one.row]["response"]
         assert one.ids == demo.chat.prompt_ids([{"role": "user", "content": data[one.row]["prompt"]}])
+
+
+def test_rows_that_the_model_cannot_read_are_left_out_and_counted(demo: Opened) -> None:
+    data = [*rows(FRUITS, ASKING[:1]), {"prompt": "Why? " * 600, "response": "Because."}]
+    found = rows_for(demo, prepare.read(data, DataSection()), DataSection())
+    assert (len(found.tokens), found.left_out) == (len(data) - 1, 1)
+    compared = compare_models("demo", "demo", data=data, rows=1, how=SHORT)
+    assert compared["rows"]["left_out"] == 1 and compared["rows"]["measured"] == len(data) - 1
+    assert measure("demo", data)["model"]["left_out"] == 1
+    with pytest.raises(DataError, match=r"no token to learn|beyond max_length"):
+        rows_for(demo, prepare.read(data[-1:], DataSection()), DataSection())
+
+
+def test_a_better_loss_does_not_hide_worse_answers() -> None:
+    loss = {"name": "loss", "label": "Held-out loss", "base": 3.0, "tuned": 2.0, "difference": -1.0, "low": -1.2, "high": -0.8}
+    metrics = [loss | {"outcome": "better"}, {"label": "chrF", "outcome": "worse"}, {"label": "BLEU", "outcome": "none"}]
+    wins = {"won": 5, "lost": 0, "tied": 0}
+    assert _sentence(metrics[0], wins, metrics).endswith("5 rows got better, 0 worse. But shown to be worse: chrF.")
+    assert _sentence(metrics[0], wins, metrics[::2]).endswith("0 worse.")
 
 
 def test_raw_texts_have_prompts_and_no_references(demo: Opened) -> None:

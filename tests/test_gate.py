@@ -14,7 +14,7 @@ import pytest
 from families import FAMILIES, KINDS, SHARED, TALKS, TWINS, Talk, chat_of, encoded, own_template, talk
 from llm_finetune_kit.config import DataSection
 from llm_finetune_kit.data.formats import Example
-from llm_finetune_kit.data.gate import MaskFacts, gate, inspect
+from llm_finetune_kit.data.gate import MaskFacts, gate, in_short, inspect
 from llm_finetune_kit.data.masks import Tokens, encode
 from llm_finetune_kit.errors import DataError
 from llm_finetune_kit.models.tokenizer import ChatTokenizer, load_tokenizer
@@ -189,6 +189,22 @@ def test_fault_022_a_row_whose_answer_is_cut_off_entirely_stops_the_run() -> Non
     assert "line 2" in error.problem
     assert "40" in error.fix
     assert "data.on_bad_rows=drop" in error.fix
+
+
+def test_a_limit_of_the_model_is_no_reason_to_raise_max_length() -> None:
+    chat = chat_of("trl/llama3")
+    tokens, told = encoded(chat, SHORT, LONG, SHORT), []
+    for limit in (40, 80, None):
+        with pytest.raises(DataError) as caught:
+            gate(tokens, chat, DataSection(), "rows.jsonl", 40, limit=limit)
+        told.append(caught.value.fix or "")
+    assert "model.max_length" not in told[0] and "a model that reads more than 40 tokens" in told[0]
+    assert told[1] == told[2] == "raise model.max_length above 40, or train without them: data.on_bad_rows=drop"
+
+
+def test_places_name_their_file_once() -> None:
+    assert in_short(["a b.jsonl line 3", "a b.jsonl line 7", "c.jsonl line 7"]) == "a b.jsonl line 3, line 7, c.jsonl line 7"
+    assert in_short(["rows[3]", "rows[4]", "line 2"]) == "rows[3], rows[4], line 2"
 
 
 def test_fault_022_it_can_be_left_out_and_is_counted() -> None:

@@ -190,7 +190,7 @@ def _asking(
     def ask(model: Any) -> Any:
         rows = rows_for(model, read, settings, max_length=max_length)
         places.append(rows.place)
-        return questions.of(rows.tokens, model.chat, positions=positions(model.model), seed=seed)
+        return questions.of(rows.tokens, model.chat, positions=positions(model.model), seed=seed, left_out=rows.left_out)
 
     return ask, lambda row: places[-1](row)
 

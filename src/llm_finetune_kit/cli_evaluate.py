@@ -156,10 +156,11 @@ def show_evaluation(model: str, data: str, *, max_length: int | None, dtype: str
     if as_json:
         print(json.dumps(found, indent=2))
         return 0
-    from llm_finetune_kit.terminal import print_table
+    from llm_finetune_kit.terminal import print_table, show_left_out
 
     heads = ("model", "loss", "perplexity", "bits per byte", "rows", "target tokens")
     print_table(heads, [(name, *_figures(one)) for name, one in found.items()])
+    show_left_out(max(int(one["left_out"]) for one in found.values()))
     return 0
 
 

@@ -89,9 +89,16 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     print_table(compared.HEAD, compared.table(comparison))
     rows = comparison["rows"]
     show(f"answers to {rows['answered']:,} of {rows['of']:,} held-out prompts: {rows['why']}", style="dim")
+    show_left_out(rows.get("left_out", 0))
     show()
     show(comparison["sentence"], style="bold")
     show(comparison["general"]["sentence"])
+
+
+def show_left_out(rows: int) -> None:
+    """How many rows could not be measured, if any."""
+    if rows:
+        show(f"{rows:,} more rows are left out: their prompts alone are longer than the model reads", style="dim")
 
 
 def drop_closed_streams() -> None:

@@ -80,14 +80,15 @@ def gate(
     place: Place | None = None,
     texts: bool = False,
     own_masks: bool = False,
+    limit: int | None = None,
 ) -> tuple[Tokens, MaskFacts, list[str]]:
     """Cut to `max_length`, then refuse what would train the wrong thing.
 
     `place` turns a source row into its file and line. `texts` says that raw texts may be among the examples,
     which are learned from their first token on; `own_masks`, that the rows came with masks of their user's making,
-    so that an end that is not learned is told and not refused. Returns the tokens to train on, facts about their masks, and
-    warnings. Raises DataError if nothing is learned, a prompt is learned, an answer's end is not, BOS stands
-    twice, or too much of the answers is cut.
+    so that an end that is not learned is told and not refused; `limit`, how much the model can read at all. Returns
+    the tokens to train on, facts about their masks, and warnings. Raises DataError if nothing is learned, a prompt is
+    learned, an answer's end is not, BOS stands twice, or too much of the answers is cut.
     """
     whole = inspect(tokens, chat)
     if whole.double_bos:
@@ -120,7 +121,8 @@ def gate(
             f"{cut_rows} of {whole.examples} examples are cut at {max_length} tokens; {cut_targets:,} learned tokens are lost"
         )
     if len(facts.nothing_learned):
-        cut, facts = _without_untrainable(cut, facts, chat, settings, name, max_length, place, warnings)
+        longer = _longer(max_length, limit)
+        cut, facts = _without_untrainable(cut, facts, chat, settings, name, max_length, longer, place, warnings)
     return cut, facts, warnings
 
 
@@ -148,12 +150,13 @@ def _without_untrainable(
     settings: DataSection,
     name: str,
     max_length: int,
+    longer: str,
     place: Place | None,
     warnings: list[str],
 ) -> tuple[Tokens, MaskFacts]:
     bad = facts.nothing_learned
     places = [place(int(row)) if place else f"row {row + 1}" for row in tokens.rows[bad[:5]]]
-    rows = ", ".join(places) + (" …" if len(bad) > 5 else "")
+    rows = in_short(places) + (" …" if len(bad) > 5 else "")
     every = len(bad) == facts.examples
     if every or settings.on_bad_rows == "stop":
         raise DataError(
@@ -161,12 +164,28 @@ def _without_untrainable(
             f"{len(bad):,} of {facts.examples:,} examples ({len(bad) / facts.examples:.1%}) have no token to learn ({rows})",
             where=name,
             why=f"their prompts alone reach max_length {max_length}, so the answers are cut off entirely",
-            fix=f"raise model.max_length above {max_length}"
-            + ("" if every else ", or train without them: data.on_bad_rows=drop"),
+            fix=longer + ("" if every else ", or train without them: data.on_bad_rows=drop"),
         )
     warnings.append(f"{len(bad):,} examples without a token to learn are left out ({rows})")
     kept = tokens.select(np.setdiff1d(np.arange(len(tokens)), bad))
     return kept, replace(inspect(kept, chat), thinking=facts.thinking)
+
+
+def _longer(max_length: int, limit: int | None) -> str:
+    """What lets a model read more of a row than `max_length`."""
+    if limit is None or max_length < limit:
+        return f"raise model.max_length above {max_length}"
+    return f"shorten these prompts, or choose a model that reads more than {limit:,} tokens"
+
+
+def in_short(places: list[str]) -> str:
+    """Places with commas between them, each file named once: `a.jsonl line 3, line 7`."""
+    told, file = [], ""
+    for found in places:
+        begin, mark, number = found.rpartition(" line ")
+        told.append(f"line {number}" if mark and begin == file else found)
+        file = begin if mark else ""
+    return ", ".join(told)
 
 
 # --- what is learned, looked at ----------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 The result is plain values, for events.jsonl, eval_results.json and whoever draws a page of it:
 
     base, tuned, outcome (better | none | worse | open), sentence, primary (loss, or bits_per_byte between tokenizers)
-    rows       measured, answered, of, why
+    rows       measured, answered, of, why; of a comparison on other data also left_out (too long to be asked)
     decoding   the generation settings and the seed
     interval   method, level, resamples, seed
     metrics    one each: name, label, base, tuned, difference, low, high, better (1 | -1 | 0), outcome, signature, rows
@@ -69,7 +69,7 @@ def compared(
         "base": base.name,
         "tuned": tuned.name,
         "outcome": primary["outcome"] if primary else "open",
-        "sentence": _sentence(primary, wins) if primary else ONLY_ANSWERS,
+        "sentence": _sentence(primary, wins, found) if primary else ONLY_ANSWERS,
         "primary": primary["name"] if primary else None,
         "rows": {"measured": len(common), "answered": len(prompts), "of": of, "why": why},
         "decoding": decoding,
@@ -185,7 +185,7 @@ def _speed(side: Side) -> dict[str, float | None]:
 # --- words -------------------------------------------------------------------------------------------------
 
 
-def _sentence(primary: Row, wins: dict[str, int]) -> str:
+def _sentence(primary: Row, wins: dict[str, int], metrics: list[Row]) -> str:
     what = "held-out loss" if primary["name"] == "loss" else "bits per byte"
     rows = wins["won"] + wins["lost"] + wins["tied"]
     if primary["low"] is None:
@@ -195,7 +195,14 @@ def _sentence(primary: Row, wins: dict[str, int]) -> str:
     counts = f"{wins['won']:,} rows got better, {wins['lost']:,} worse"
     if primary["outcome"] == "none":
         return f"No difference shown: {moved}, which may be chance; {counts}."
-    return f"{'Better' if primary['outcome'] == 'better' else 'Worse'}: {moved}; {counts}."
+    return f"{'Better' if primary['outcome'] == 'better' else 'Worse'}: {moved}; {counts}.{_but(primary, metrics)}"
+
+
+def _but(primary: Row, metrics: list[Row]) -> str:
+    """What the answers themselves show against the loss, so that nobody reads the first word alone."""
+    other = "worse" if primary["outcome"] == "better" else "better"
+    against = [row["label"] for row in metrics if row["outcome"] == other]
+    return f" But shown to be {other}: {', '.join(against)}." if against else ""
 
 
 def _moved(row: Row) -> str:

@@ -27,7 +27,8 @@ def measure(
     """Figures of the model on the data's answers, and under the key `base` those of its base model.
 
     Each holds loss (nats per target token), perplexity (its exponential), bits_per_byte (loss over the bytes
-    of the target text, comparable between tokenizers), rows and target_tokens.
+    of the target text, comparable between tokenizers), rows, target_tokens and left_out: rows whose prompts alone are
+    longer than the model reads.
     """
     settings = settings or DataSection()
     read = prepare.read(data, settings)
@@ -35,10 +36,11 @@ def measure(
     opened = open_model(model, dtype=dtype or ("bfloat16" if machine.bfloat16 else "float32"), device=machine.device)
     rows = rows_for(opened, read, settings, max_length=max_length)
     if not opened.is_adapter:
-        return {"model": figures(opened.objective, rows.tokens, opened.chat)}
+        return {"model": _with(rows, figures(opened.objective, rows.tokens, opened.chat))}
     with without_adapter(opened.model):
         base = figures(opened.objective, rows.tokens, opened.chat)
-    return {"base": base, "tuned": figures(opened.objective, rows.tokens, opened.chat)}
+    tuned = figures(opened.objective, rows.tokens, opened.chat)
+    return {"base": _with(rows, base), "tuned": _with(rows, tuned)}
 
 
 @dataclass(frozen=True)
@@ -47,18 +49,28 @@ class Rows:
 
     tokens: Tokens
     place: Callable[[int], str]
+    left_out: int  # rows of whose answers the model would see nothing
+
+
+def _with(rows: Rows, found: dict[str, float]) -> dict[str, float]:
+    return found | {"left_out": rows.left_out}
 
 
 def rows_for(opened: Opened, read: prepare.Read, settings: DataSection, *, max_length: int | None = None) -> Rows:
-    """Rows under a model's tokenizer and template, cut to what it can read, and let through the gate."""
+    """Rows under a model's tokenizer and template, cut to what it can read, and let through the gate.
+
+    Rows whose prompts alone are longer than that are left out: nothing of their answers could be measured.
+    """
     encoded = prepare.tokenize(read, settings, opened.chat, opened.chat.fingerprint())
     length = int(max_length or positions(opened.model))
     if encoded.report["format"] == "text":
         encoded = windowed(encoded, length, opened.chat)
     kind = encoded.report["format"]
     how = {"texts": kind in ("text", "tokens"), "own_masks": kind == "tokens"}
-    tokens, _, _ = gate(encoded.tokens, opened.chat, settings, read.name, length, place=encoded.place, **how)
-    return Rows(tokens, encoded.place)
+    limit = positions(opened.model)
+    settings = settings.model_copy(update={"on_bad_rows": "drop"})
+    tokens, _, _ = gate(encoded.tokens, opened.chat, settings, read.name, length, place=encoded.place, limit=limit, **how)
+    return Rows(tokens, encoded.place, len(encoded.tokens) - len(tokens))
 
 
 def positions(model: Any) -> int:

@@ -23,11 +23,13 @@ class Questions:
     prompts: list[Prompt]
     chat: Any
     tokenizer: str  # the fingerprint of tokenizer and template
+    left_out: int = 0  # rows that are too long to be asked
 
     @classmethod
-    def of(cls, held_out: Tokens, chat: Any, *, positions: int, seed: int) -> Questions:
+    def of(cls, held_out: Tokens, chat: Any, *, positions: int, seed: int, left_out: int = 0) -> Questions:
         """All that both sides are asked; `positions` is the model's limit."""
-        return cls(held_out, general_tokens(chat, positions), prompts_of(held_out, chat, seed), chat, chat.fingerprint())
+        general, prompts = general_tokens(chat, positions), prompts_of(held_out, chat, seed)
+        return cls(held_out, general, prompts, chat, chat.fingerprint(), left_out)
 
     @classmethod
     def asking(cls, texts: list[str], chat: Any, *, positions: int) -> Questions:

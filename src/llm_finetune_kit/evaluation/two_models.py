@@ -52,7 +52,7 @@ def compare_two(base: Callable[[], Opened] | None, tuned: Callable[[], Opened], 
     prompts = [by_row[prompts[index].row] for index in both]
     before = Side(before.name, before.tokenizer, before.losses, before.general, [before.answers[i] for i in both], before.speed)
     after = side(opened.name, opened.objective, theirs, wish.how, prompts=prompts, seed=wish.seed)
-    return _compared(before, after, prompts, metrics, wish, why, len(theirs.prompts), place)
+    return _compared(before, after, prompts, metrics, wish, why, theirs, place)
 
 
 def _in_place(opened: Opened, ask: Ask, wish: Wish, place: Place) -> Row:
@@ -65,7 +65,7 @@ def _in_place(opened: Opened, ask: Ask, wish: Wish, place: Place) -> Row:
         name = opened.base.name if opened.base is not None else "base"
         before = side(name, opened.objective, asked, wish.how, prompts=prompts, seed=wish.seed)
     after = side(opened.name, opened.objective, asked, wish.how, prompts=prompts, seed=wish.seed)
-    return _compared(before, after, prompts, metrics, wish, why, len(asked.prompts), place)
+    return _compared(before, after, prompts, metrics, wish, why, asked, place)
 
 
 def _choose(objective: Any, asked: Questions, wish: Wish) -> tuple[list[Prompt], str, list[Any]]:
@@ -84,21 +84,22 @@ def _compared(
     metrics: list[Any],
     wish: Wish,
     why: str,
-    of: int,
+    asked: Questions,
     place: Place,
 ) -> Row:
-    return compared(
+    found = compared(
         before,
         after,
         prompts,
         metrics,
         place=place,
         why=why,
-        of=of,
+        of=len(asked.prompts),
         decoding=wish.how.model_dump() | {"seed": wish.seed},
         wanted=None if wish.metrics is None else [name for name in wish.metrics if isinstance(name, str)],
         seed=wish.seed,
     )
+    return found | {"rows": found["rows"] | {"left_out": asked.left_out}}
 
 
 def is_its_base(name: str, adapter: Opened) -> bool:
