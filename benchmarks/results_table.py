@@ -205,10 +205,12 @@ def write() -> None:
         "Overlap with the references": _overlap(lora),
         "How answers end": _manner(lora),
         "What was forgotten": _forgotten(lora),
-        "Methods": _before_and_after(methods) + "\n\n" + _costs(methods),
+        "Methods": _before_and_after(methods) + "\n\n" + _costs(methods) if len(methods) > 1 else "",
         "Training": _costs(lora),
         "Steps of demo on Dolly": _steps(next((one for one in lora if one["name"] == "demo-Dolly-LoRA"), None)),
-        "GSM8K's test set": _before_and_after(found["tests"]) + "\n\n" + _overlap(found["tests"]) if found["tests"] else "",
+        "GSM8K's test set": "\n\n".join(part(found["tests"]) for part in (_before_and_after, _overlap, _manner))
+        if found["tests"]
+        else "",
         "Answers": _answers(found["answers"]) if found["answers"] else "",
         "Commands": "```bash\n" + "\n".join(one["command"] for one in runs + found["tests"]) + "\n```",
     }
