@@ -154,7 +154,7 @@ def test_a_machine_that_holds_nothing_is_told_plainly() -> None:
 
 def test_fault_070_a_disk_that_is_too_small_is_told_before_anything_starts() -> None:
     small = replace(CPU, free_disk=10**6)
-    with pytest.raises(MachineError, match=r"needs about .* GB of disk and 0.00 GB are free") as caught:
+    with pytest.raises(MachineError, match=r"needs about .* MB of disk and 1.0 MB are free") as caught:
         plan("gpt2", small)
     for part in ("checkpoints", "one being written", "final"):
         assert part in caught.value.why

@@ -278,7 +278,7 @@ def test_fault_068_070_on_a_really_full_disk(at: Campaign, tmp_path: Path) -> No
     done = start(["unshare", "-m", "sh", "-c", script], tmp_path)
     said = done.out.split("\n")
     assert "first=5" in said and said[said.index("first=5") + 1 :][0].startswith("second") is False
-    assert "GB of disk" in done.err and "one being written" in done.err
+    assert "MB of disk" in done.err and "one being written" in done.err
     assert "second=5" in said and "No space left on device" in done.err
     assert "third=0" in said
     assert '"event": "Finished"' in (tmp_path / "events.jsonl").read_text()

@@ -79,7 +79,10 @@ class Parser(argparse.ArgumentParser):
         name = flag.lstrip("-").replace("-", "_").replace("__", ".")
         paths = [path for path in knobs() if name in (path, path.rpartition(".")[2])]
         knob = paths[0] if paths else ALIASES.get(name)
-        if knob is None or not any(action.dest == "words" for action in self._actions):
+        places = {action.dest for action in self._actions}
+        if knob is not None and "changes" in places:
+            return f"write {knob}=VALUE"
+        if knob is None or "words" not in places:
             return f"did you mean {near[0]}?" if near else f"see `{self.prog} --help`"
         return next((f"write {ours} VALUE" for ours, path in FLAGS.items() if path == knob), f"write {knob}=VALUE")
 

@@ -81,6 +81,9 @@ def config_to_go_on(folder: RunFolder, max_steps: int | None, changes: Sequence[
     has not begun or is finished, ConfigError with a table of old and new for changes that would make another run of it.
     """
     began = _began(folder)
+    if max_steps is not None and max_steps < folder.step:
+        fix = f"name at least {folder.step}, or stop: finetune generate {folder.path} uses what was saved"
+        raise UsageError(4, f"the run is at step {folder.step} already", where=str(folder.path), fix=fix)
     if folder.finished and (max_steps is None or max_steps <= folder.step):
         fix = f"to train longer: finetune resume RUN --max-steps N, with N above {folder.step}"
         raise UsageError(4, "the run is finished", where=str(folder.path), fix=fix)

@@ -44,7 +44,7 @@ def resume_command(words: list[str]) -> int:
     if len(names) > 1:
         raise UsageError(1, f"one run at a time, and {' and '.join(names)} are named", fix="finetune resume RUN")
     folder = find_run(names[0] if names else None, Path(asked.output_dir))
-    if folder.finished and asked.max_steps is None:
+    if folder.finished and asked.max_steps is None and not changes:
         print(f"{folder.path} is finished at step {folder.step}; to train longer, name more: --max-steps N")
         return 0
     from llm_finetune_kit.run import resume

@@ -19,10 +19,17 @@ class _Portable(logging.Formatter):
         return text
 
 
+class _Quiet(logging.FileHandler):
+    """A log that cannot be written says nothing in the terminal: the run has said what it needs."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 @contextmanager
 def debug_log(folder: Path, started: str) -> Iterator[logging.Logger]:
     """Warnings of all libraries and tracebacks go to debug.log while a run works."""
-    handler = logging.FileHandler(folder / "debug.log", encoding="utf-8")
+    handler = _Quiet(folder / "debug.log", encoding="utf-8")
     handler.setFormatter(_Portable("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     log = logging.getLogger("llm_finetune_kit")
     loggers = [log, logging.getLogger("transformers"), logging.getLogger("py.warnings")]

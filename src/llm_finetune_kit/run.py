@@ -21,6 +21,7 @@ from llm_finetune_kit.events import (
     Listen,
     Resumed,
     Sampled,
+    Saved,
     Stage,
     Stepped,
     Warned,
@@ -123,7 +124,8 @@ def _train(folder: RunFolder, material: Material, listen: Listen, heard: Interru
                 raise Interrupted(stop.number, state, fix=f"go on with: finetune resume {folder.path}") from None
         except KitError as error:
             log.warning("stopped by %s", error.code, exc_info=True)
-            resume_command = f"finetune resume {folder.path.name}" if folder.checkpoints() else ""
+            can_go_on = folder.checkpoints() and not isinstance(error, ModelError)  # that is: none of them is sound
+            resume_command = f"finetune resume {folder.path.name}" if can_go_on else ""
             say(Failed(error.code, error.problem, error.fix, resume_command))
             raise
         except Exception:
@@ -222,14 +224,16 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, heard:
 
 
 def _newest_sound(folder: RunFolder, say: Listen) -> Path | None:
-    """The newest checkpoint that verifies; None where there are none at all. Raises ModelError where none is sound."""
+    """The newest checkpoint that verifies; None where none was ever saved. Raises ModelError where none is left."""
     from llm_finetune_kit.training.checkpoint import newest_good
 
     good, passed = newest_good(folder.checkpoints())
     for reason in passed:
         say(Warned(f"checkpoint passed over: {reason}"))
-    if good is None and passed:
-        raise ModelError(23, "no sound checkpoint is left", where=str(folder.path), fix="start a new run with its config.yaml")
+    saved = any(isinstance(event, Saved) for event in folder.replay())
+    if good is None and (passed or saved):
+        fix = f"put one back, or start a new run: finetune train {folder.path / 'config.yaml'}"
+        raise ModelError(23, "no sound checkpoint is left", where=str(folder.path), fix=fix)
     return good
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_finetune_kit.errors import BusyError, MachineError, UsageError, nearest
-from llm_finetune_kit.events import Evaluated, Event, Failed, Finished, Resumed, Stepped
+from llm_finetune_kit.events import Evaluated, Event, Failed, Finished, Noted, Resumed, Stepped, Warned
 from llm_finetune_kit.files import remove
 from llm_finetune_kit.folder import EVENTS, RunFolder
 
@@ -40,7 +40,7 @@ def standing(run: RunFolder) -> Standing:
         "running": "",
         "finished": f'finetune generate {run.path} --prompt "…"',
         "interrupted": f"finetune resume {run.path}",
-        "failed": f"finetune resume {run.path}" if run.checkpoints() else f"finetune train {run.path / 'config.yaml'}",
+        "failed": f"finetune resume {run.path}" if _can_go_on(run, told) else f"finetune train {run.path / 'config.yaml'}",
     }
     return Standing(
         name=run.path.name,
@@ -56,9 +56,16 @@ def standing(run: RunFolder) -> Standing:
     )
 
 
+def _can_go_on(run: RunFolder, told: Sequence[Event]) -> bool:
+    failures = [event for event in told if isinstance(event, Failed)]
+    return bool(run.checkpoints()) and bool(failures) and bool(failures[-1].resume)
+
+
 def _state(run: RunFolder, told: Sequence[Event]) -> tuple[str, str]:
     if run.at_work:
-        return "running", run.holder
+        word = next((event for event in reversed(told) if isinstance(event, (Warned, Noted, Stepped))), None)
+        waits = isinstance(word, Warned) and "the run waits" in word.message
+        return "running", word.message if isinstance(word, Warned) and waits else run.holder
     ends = [event for event in told if isinstance(event, (Finished, Failed, Resumed, Stepped))]
     last = ends[-1] if ends else None
     if run.finished and isinstance(last, Finished):

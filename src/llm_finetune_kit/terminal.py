@@ -127,6 +127,7 @@ class Terminal:
         self.samples: dict[str, list[said.Sampled]] = {}
         self.folder = ""
         self.finished = False
+        self.before: float | None = None  # held-out loss of the untrained model
         self.comparison: dict[str, Any] | None = None
 
     def __enter__(self) -> Terminal:
@@ -219,7 +220,9 @@ class Terminal:
             self._safely(bar.close)
 
     def _evaluated(self, event: said.Evaluated) -> None:
-        mark = "  best so far" if event.best and event.step else ""
+        self.before = event.loss if event.step == 0 else self.before
+        best = "best so far" if self.before is None or event.loss < self.before else "best of this training, worse than before it"
+        mark = f"  {best}" if event.best and event.step else ""
         self.line(
             f"step {event.step}: held-out loss {words.loss(event.loss)}, perplexity {words.perplexity(event.perplexity)}{mark}"
         )
@@ -263,8 +266,8 @@ class Terminal:
 
     def _failed(self, event: said.Failed) -> None:
         self._shut_bar()
-        if event.resume and not event.code.startswith("STOP"):  # whose fix says it already
-            self.line(f"what was learned is saved: {event.resume}")
+        if event.resume and "finetune resume" not in event.fix:  # which says it already
+            self.line(f"what was saved can go on: finetune resume {self.folder}")
 
     def _where_it_is(self) -> None:
         pairs = [("report", f"{self.folder}/report.html", ""), ("model", f"{self.folder}/final", "")]

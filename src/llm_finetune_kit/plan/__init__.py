@@ -114,11 +114,11 @@ def _checked_disk(plan: Plan, free: int, force: bool) -> Plan:
     needed = sum(plan.disk.values())
     if needed <= free:
         return plan
-    problem = f"needs about {needed / 1e9:.2f} GB of disk and {free / 1e9:.2f} GB are free"
+    problem = f"needs about {needed / 1e6:,.1f} MB of disk and {free / 1e6:,.1f} MB are free"
     if force:
         return replace(plan, warnings=(*plan.warnings, f"{problem}; you asked to start all the same"))
-    why = ", ".join(f"{part} {size / 1e9:.2f} GB" for part, size in plan.disk.items())
-    fix = "free some, choose another disk with --output-dir, or keep fewer checkpoints: training.save_total_limit=1"
+    why = ", ".join(f"{part} {size / 1e6:,.1f} MB" for part, size in plan.disk.items())
+    fix = "free some, choose another disk with --output-dir, keep fewer checkpoints (training.save_total_limit=1), or add --force"
     raise MachineError(15, problem, where=plan.config.output.output_dir, why=why, fix=fix)
 
 
