@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,16 @@ WORDS = (
     "--no-first-run",
     "--remote-debugging-pipe",
 )
+
+# Chromium reads its commands from descriptor 3 and answers on 4: this puts the pipes there and becomes Chromium.
+PLACED = """
+import os, sys
+os.dup2(int(sys.argv[1]), 100)
+os.dup2(int(sys.argv[2]), 101)
+os.dup2(100, 3)
+os.dup2(101, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Browser:
@@ -98,8 +109,7 @@ def browser(profile: Path) -> Iterator[Browser]:
     theirs_in, ours_out = os.pipe()
     ours_in, theirs_out = os.pipe()
 
-    # Chromium reads its commands from descriptor 3 and answers on 4; a shell puts the pipes there.
-    words = ["sh", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "sh", PROGRAM, *WORDS, f"--user-data-dir={profile}"]
+    words = [sys.executable, "-c", PLACED, str(theirs_in), str(theirs_out), PROGRAM, *WORDS, f"--user-data-dir={profile}"]
     process = subprocess.Popen(words, pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     os.close(theirs_in)
     os.close(theirs_out)

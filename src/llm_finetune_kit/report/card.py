@@ -66,7 +66,7 @@ class About:
     data_licence: str | None = None
 
 
-def model_card(config: RunConfig, base_name: str, events: list[Event], step: int, about: About = About()) -> str:  # noqa: B008
+def model_card(config: RunConfig, base_name: str, events: list[Event], step: int, about: About = About()) -> str:
     """README.md of the final folder, with the front matter that the hub, peft and transformers read."""
     base = words.name(base_name)
     parts = [

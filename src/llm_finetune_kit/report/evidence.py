@@ -65,7 +65,8 @@ def interval_svg(row: dict[str, Any]) -> Markup:
     low, point, high = (MIDDLE + REACH * row[key] / most for key in ("low", "difference", "high"))
     return Markup(
         f'<svg class="interval {TONES[row["outcome"]]}" viewBox="0 0 120 16" aria-hidden="true">'
-        f'<path class="zero" d="M{MIDDLE} 1V15"/><path d="M{low:.1f} 8H{high:.1f}"/><circle cx="{point:.1f}" cy="8" r="3.5"/></svg>'
+        f'<path class="zero" d="M{MIDDLE} 1V15"/><path d="M{low:.1f} 8H{high:.1f}"/>'
+        f'<circle cx="{point:.1f}" cy="8" r="3.5"/></svg>'
     )
 
 

@@ -242,8 +242,8 @@ def _cut(data: dict[str, Any]) -> str:
     if not totals["cut_examples"]:
         return "No example is cut at the length limit."
     return (
-        f"{totals['cut_examples']:,} of {totals['examples']:,} examples are cut at the length limit: {totals['cut_tokens']:,} tokens "
-        f"are lost, {totals['cut_trained']:,} of them of answers."
+        f"{totals['cut_examples']:,} of {totals['examples']:,} examples are cut at the length limit: "
+        f"{totals['cut_tokens']:,} tokens are lost, {totals['cut_trained']:,} of them of answers."
     )
 
 
