@@ -155,7 +155,7 @@ def test_what_each_kind_of_run_tells(made: dict[str, Path], chromium: Browser) -
     told = text("finished")
     for words in ("95 % interval", "Wins and losses", "Did it forget?", "Before (base)", "Peak memory", "Tokens per second"):
         assert words in told, words
-    assert "TRAINING-001" in text("failed") and "Failed" in text("failed")
+    assert "TRAIN-001: the loss is nan" in text("failed") and "Failed" in text("failed")
     assert "nobody can tell" in text("unmeasured")
     assert "final/ has the layout of transformers" in text("full")
 
