@@ -34,6 +34,7 @@ from llm_finetune_kit.report import words
 from llm_finetune_kit.report.card import model_card
 from llm_finetune_kit.report.curve import ticks
 from llm_finetune_kit.report.figures import before_and_after, caution, figures, kept_step, smoothed, verdict
+from llm_finetune_kit.report.live import LiveReport
 from llm_finetune_kit.report.write import write_report
 
 SCRIPT = '<script>alert("x")</script><img src=https://evil.example/x.png onerror=alert(1)>'
@@ -219,7 +220,7 @@ def test_no_text_of_others_becomes_markup(finished: Path):
 def test_the_page_asks_nothing_of_any_network(finished: Path):
     page = read(finished, "report.html")
     tags = re.findall(r"<[^>]*>", page)
-    assert not [tag for tag in tags if re.search(r"https?:|\bsrc=|\bhref=|url\(|\bon\w+=", tag)]
+    assert not [tag for tag in tags if re.search(r"https?:|\bsrc=|\bhref=(?!.#)|url\(|\bon\w+=", tag)]
     assert "url(" not in page
     assert "@import" not in page
 
@@ -313,7 +314,7 @@ def test_the_card_begins_with_front_matter_that_other_tools_read(method: str, li
     assert f"base_model:{'adapter' if method == 'lora' else 'finetune'}:{base}" in front["tags"]
     assert "datasets" not in front
     assert "| Loss (nats per token) | 3.210 | 2.050 |" in card
-    assert "(Apache-2.0)" in card
+    assert "licence Apache-2.0" in card
     assert "/home/someone" not in card
     assert "<script" not in card
 
@@ -329,6 +330,36 @@ def test_the_card_without_held_out_rows_says_so():
     card = model_card(config(data={"train_file": "owner/rows"}), "demo", [stepped(40, 2.0)], 40)
     assert yaml.safe_load(card.split("---\n")[1])["datasets"] == ["owner/rows"]
     assert "No rows were held out" in card
+
+
+def test_the_page_is_written_as_the_run_goes_and_takes_a_hundredth_of_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder, now = make(tmp_path, whole_run()), [0.0]
+    written: list[float] = []
+    heard: list[Event] = []
+
+    def write(path: Path) -> None:
+        written.append(now[0])
+        now[0] += 0.5  # seconds that a page takes
+
+    monkeypatch.setattr("llm_finetune_kit.report.live.write_page", write)
+    monkeypatch.setattr("llm_finetune_kit.report.live.time.monotonic", lambda: now[0])
+    live = LiveReport(folder, heard.append)
+    live(Stage("model", "demo"))
+    for step in range(1000):
+        now[0] += 1.0
+        live(stepped(step, 2.0))
+        live(evaluated(step, 2.0))
+    assert written[0] == 0.0
+    assert 15 <= len(written) <= 21
+    assert len(heard) == 2001
+    assert 0.5 * len(written) <= 0.011 * now[0]
+
+
+def test_a_page_that_cannot_be_written_costs_no_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    heard: list[Event] = []
+    live = LiveReport(tmp_path / "gone", heard.append)
+    live(Stage("model", "demo"))
+    assert heard == [Stage("model", "demo")]
 
 
 def test_ticks_are_round_and_inside():

@@ -24,6 +24,7 @@ COMMANDS = {
     "demo": "fine-tune the embedded small model: no network, no GPU, under a minute",
     "resume": "go on with a run that was stopped",
     "runs": "list all runs and how they stand; show one, or remove it",
+    "report": "renew the report of a run",
     "plan": "show what a run would do and need, without starting it",
     "models": "list the models that have a short name, and what fits here",
     "doctor": "find what is wrong with this machine, and how to mend it",
@@ -180,10 +181,10 @@ def _dispatch(words: list[str]) -> int:
         from llm_finetune_kit.cli_data import data_command
 
         return data_command(words[1:])
-    if command in ("resume", "runs"):
+    if command in ("resume", "report", "runs"):
         from llm_finetune_kit import cli_runs
 
-        return (cli_runs.resume_command if command == "resume" else cli_runs.runs_command)(words[1:])
+        return int(vars(cli_runs)[f"{command}_command"](words[1:]))
     if command in cli_evaluate.COMMANDS:
         return cli_evaluate.evaluate_command(command, words[1:])
     asked = _parser(command).parse_all(words[1:])

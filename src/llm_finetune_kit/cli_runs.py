@@ -1,4 +1,4 @@
-"""`finetune resume` and `finetune runs`: going on with runs, and looking after them."""
+"""`finetune resume`, `report` and `runs`: going on with runs, and looking at and after them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from llm_finetune_kit.arguments import Parser
-from llm_finetune_kit.errors import UsageError
+from llm_finetune_kit.errors import MachineError, UsageError
 from llm_finetune_kit.folder import RunFolder
 from llm_finetune_kit.runs import Standing, find_run, remove_run, runs, standing
 
@@ -27,6 +27,13 @@ States, newest run first: running, finished, interrupted (it can go on), failed.
   finetune runs                     all of them
   finetune runs show RUN            one, with the command that goes on with it
   finetune runs rm RUN [RUN ...]    delete runs and all they hold; never one that is running
+"""
+
+REPORT = """\
+renew the report of a run: report.html and the other files of evidence, made anew from what the run recorded
+
+A run writes them by itself. This is for a run that was killed, that an earlier version wrote, or whose report was
+deleted; of a run that is at work only the page is renewed. Nothing is computed again.
 """
 
 
@@ -52,6 +59,32 @@ def resume_command(words: list[str]) -> int:
 
     with Terminal(goes_on=True) as terminal:
         resume(folder, terminal, max_steps=asked.max_steps, changes=changes, allow_change=asked.allow_change)
+    return 0
+
+
+def report_command(words: list[str]) -> int:
+    """`finetune report [RUN]`; returns the exit code."""
+    parser = Parser(prog="finetune report", description=REPORT, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("run", nargs="?", help="the run's folder or name (default: the run that was started last)")
+    parser.add_argument("--output-dir", default="outputs", help="folder that holds the runs")
+    asked = parser.parse_all(words)
+    place = Path(asked.output_dir)
+    known = [] if asked.run else runs(place)
+    folder = known[0] if known else find_run(asked.run, place)
+    from llm_finetune_kit.report.page import write_page
+
+    try:
+        if folder.at_work:
+            write_page(folder.path)
+        else:
+            from llm_finetune_kit.report.write import write_report
+
+            write_report(folder.path)
+    except OSError as error:
+        problem = f"the report cannot be written: {error.strerror}"
+        fix = "free some disk space, mend the rights of the folder, or copy it elsewhere"
+        raise MachineError(19, problem, where=str(folder.path), fix=fix) from None
+    print(folder.path / "report.html")
     return 0
 
 

@@ -34,6 +34,7 @@ from llm_finetune_kit.interrupts import Interrupts, StopAsked, interruptible
 from llm_finetune_kit.logs import debug_log
 from llm_finetune_kit.material import Material, prepare_run
 from llm_finetune_kit.plan import compare
+from llm_finetune_kit.report.live import LiveReport
 from llm_finetune_kit.tracking import require_trackers, tracked
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
@@ -113,7 +114,8 @@ def _signals(state: str, fix: str) -> Iterator[Interrupts]:
 def _train(folder: RunFolder, material: Material, listen: Listen, heard: Interrupts, loaded: Any = None) -> Result:
     tell = _Told(folder, listen)
     listen(Stage("run", str(folder.path)))  # told, not stored: nothing in a run folder says where the folder is
-    with debug_log(folder.path, str(versions())) as log, tracked(folder.path, material.plan.config, tell) as say:
+    with debug_log(folder.path, str(versions())) as log, tracked(folder.path, material.plan.config, tell) as told:
+        say = LiveReport(folder.path, told)
         try:
             try:
                 with _disk(folder):
@@ -214,6 +216,8 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, heard:
     _sample(objective, material, prompts, step, say)
     save.final(material, step)
     comparison = compare_run(objective, material, step, progress.seconds, say)
+    if comparison is not None:
+        save.renew_card(material, step)
     summary = _summary(folder, progress, step)
     predicted = read_json(folder.path / "plan.json")
     summary["measured"] = compare(predicted, summary["peak_memory"], summary["tokens_per_second"])

@@ -48,6 +48,7 @@ class Figures:
     seconds: float
     ended: Finished | Failed | None
     comparison: dict[str, Any] | None = None  # see evaluation.comparison
+    steps: tuple[Stepped, ...] = ()
 
     @property
     def last_step(self) -> int:
@@ -88,6 +89,7 @@ def figures(events: list[Event]) -> Figures:
         seconds=sum(event.seconds for event in steps),
         ended=ending(events),
         comparison=next((event.comparison for event in reversed(events) if isinstance(event, Compared)), None),
+        steps=tuple(steps),
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,14 @@ from markupsafe import Markup
 from llm_finetune_kit import config
 from llm_finetune_kit.data.xray import Totals, XrayExample, XrayToken
 from llm_finetune_kit.events import Finished
-from llm_finetune_kit.report import words
+from llm_finetune_kit.files import write_whole
+from llm_finetune_kit.report import evidence, words
+from llm_finetune_kit.report.card import HUB_ID, base_licence, data_licence, loading_code
 from llm_finetune_kit.report.curve import loss_svg
 from llm_finetune_kit.report.figures import Figures, caution, legible
-from llm_finetune_kit.report.record import Record
+from llm_finetune_kit.report.log import in_words
+from llm_finetune_kit.report.record import Record, read_record
+from llm_finetune_kit.report.small_curves import small_curves
 from llm_finetune_kit.report.xray_views import xray_html
 
 FILES = {
@@ -37,12 +43,23 @@ FILES = {
 
 PARTS = {
     "weights": "the model itself",
+    "adapter": "the small matrices that are trained",
     "gradients": "in which direction each trained weight should move",
     "optimizer": "two running means per trained weight (AdamW)",
     "loss head": "working space to score the vocabulary",
     "libraries": "PyTorch and its companions",
+    "kernels": "what the processor's matrix code keeps ready",
     "activations": "what each layer remembers for the backward pass",
+    "attention": "working space to relate tokens to each other",
+    "tokenizer and data": "the vocabulary and the examples",
+    "weight copies": "weights in the format that products are computed in",
+    "gaps": "memory that is free but scattered",
 }
+
+
+def write_page(folder: Path, record: Record | None = None) -> None:
+    """Write or renew `report.html` of a run, however far it came; the whole file or not at all."""
+    write_whole(folder / "report.html", page(record or read_record(folder), folder))
 
 
 def page(record: Record, folder: Path) -> str:
@@ -78,8 +95,19 @@ def page(record: Record, folder: Path) -> str:
         sources=_sources(record.data),
         masks=_masks(record.data),
         xray=_xray(record.data),
+        cut=_cut(record.data),
+        local=not HUB_ID.fullmatch(record.base_name),
         files=_files(folder),
+        hashes=evidence.sealed(folder, ["final", *(path.name for path in _checkpoints(folder))]),
         versions=record.resolved.get("versions", {}),
+        compared=evidence.comparison(found.comparison),
+        measured=evidence.measured(record),
+        standing=evidence.standing(record),
+        history=[in_words(event) for event in record.interruptions],
+        small=small_curves(list(found.steps)),
+        code=loading_code(str(record.knobs.get("method", "lora")), record.base_name) if found.kept is not None else "",
+        licence=base_licence(record.base_name),
+        written=time.strftime("%Y-%m-%d %H:%M"),
     )
     return legible(html)
 
@@ -145,15 +173,14 @@ def _memory(plan: dict[str, Any]) -> dict[str, Any] | None:
     parts, free = plan.get("memory"), plan.get("available_memory")
     if not parts or not free:
         return None
-    whole = max(free, sum(parts.values()))
+    peak, largest = sum(parts.values()), max(parts.values())
+    ordered = sorted(parts.items(), key=lambda item: -item[1])
     return {
-        "parts": [(name, size, 100 * size / whole, PARTS.get(name, "")) for name, size in parts.items()],
-        "peak": sum(parts.values()),
+        "parts": [(name, size, 100 * size / max(1, largest), PARTS.get(name, "")) for name, size in ordered],
+        "peak": peak,
         "free": free,
-        "fits": sum(parts.values()) <= free,
-        "measured": (plan.get("measured") or {}).get("peak_memory", {}).get("measured"),
-        "speed": (plan.get("measured") or {}).get("tokens_per_second", {}),
-        "time": plan.get("time") or {},
+        "share": min(100, 100 * peak / max(1, free)),
+        "fits": plan.get("needed_memory", peak) <= free,
     }
 
 
@@ -183,7 +210,7 @@ def _sources(data: dict[str, Any]) -> list[dict[str, Any]]:
                 "dropped_count": part.get("dropped_count", len(dropped)),
                 "repeated": part.get("repeated", 0),
                 "near_copies": part.get("near_copies", 0),
-                "licence": part.get("licence"),
+                "licence": data_licence(str(part.get("name", "")), part.get("licence")),
                 "notes": part.get("notes", []),
             }
         )
@@ -207,10 +234,22 @@ def _xray(data: dict[str, Any]) -> Markup | None:
     return Markup(xray_html(examples, Totals(**kept["totals"]), [words.name(one["place"]) for one in kept["examples"]]))
 
 
+def _cut(data: dict[str, Any]) -> str:
+    """How much of the examples is lost at the length limit."""
+    totals = (data.get("xray") or {}).get("totals")
+    if not totals:
+        return ""
+    if not totals["cut_examples"]:
+        return "No example is cut at the length limit."
+    return (
+        f"{totals['cut_examples']:,} of {totals['examples']:,} examples are cut at the length limit: "
+        f"{totals['cut_tokens']:,} tokens are lost, {totals['cut_trained']:,} of them of answers."
+    )
+
+
 def _files(folder: Path) -> list[tuple[str, str, str]]:
     """What lies in the run folder: name, meaning, size; this page's own size is not known yet."""
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=_checkpoint_step)
-    meanings = FILES | {path.name: "weights and optimizer state, to go on from" for path in checkpoints}
+    meanings = FILES | {path.name: "weights and optimizer state, to go on from" for path in _checkpoints(folder)}
     found = [("report.html", meanings.pop("report.html"), "")]
     for name, meaning in meanings.items():
         path = folder / name
@@ -219,12 +258,19 @@ def _files(folder: Path) -> list[tuple[str, str, str]]:
     return found
 
 
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoint-*"), key=_checkpoint_step)
+
+
 def _checkpoint_step(path: Path) -> tuple[int, str]:
     step = path.name.rpartition("-")[2]
     return (int(step) if step.isdecimal() else 0, path.name)
 
 
 def _bytes(path: Path) -> int:
-    if path.is_dir():
-        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return path.stat().st_size
+    """Size of a file or a folder; what is removed meanwhile, as old checkpoints are, counts nothing."""
+    total = 0
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        with suppress(OSError):
+            total += file.stat().st_size if file.is_file() else 0
+    return total

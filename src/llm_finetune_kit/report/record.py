@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from llm_finetune_kit.events import Warned
+from llm_finetune_kit.events import Failed, Resumed, Warned
 from llm_finetune_kit.files import read_json
 from llm_finetune_kit.folder import RunFolder
 from llm_finetune_kit.report import words
@@ -30,6 +30,9 @@ class Record:
     figures: Figures
     verdict: Verdict
     resumable: bool
+    at_work: bool = False
+    base_name: str = ""  # the base as other tools know it: a hub id, `demo`, or the name of a local folder
+    interruptions: tuple[Failed | Resumed, ...] = ()
 
     @property
     def knobs(self) -> dict[str, Any]:
@@ -63,6 +66,9 @@ def read_record(folder: Path) -> Record:
         figures=found,
         verdict=verdict(found, learned),
         resumable=found.kept is None and bool(run.checkpoints()),
+        at_work=run.at_work,
+        base_name=words.name(str(resolved.get("base_model", ""))),
+        interruptions=tuple(event for event in events if isinstance(event, (Failed, Resumed))),
     )
 
 

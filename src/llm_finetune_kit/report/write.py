@@ -11,7 +11,7 @@ from llm_finetune_kit.files import write_bytes, write_json, write_whole
 from llm_finetune_kit.report import compared, words
 from llm_finetune_kit.report.figures import caution, legible
 from llm_finetune_kit.report.log import run_log
-from llm_finetune_kit.report.page import page
+from llm_finetune_kit.report.page import write_page
 from llm_finetune_kit.report.plots import loss_curve
 from llm_finetune_kit.report.record import Record, read_record
 
@@ -24,7 +24,7 @@ def write_report(folder: Path) -> None:
     write_whole(folder / "comparison.md", legible(comparison(record)))
     write_bytes(folder / "loss_curve.png", loss_curve(record.figures, record.verdict.headline))
     write_whole(folder / "run.log", run_log(folder, record.knobs.get("training", {}).get("logging_steps", 1)))
-    write_whole(folder / "report.html", page(record, folder))
+    write_page(folder, record)
 
 
 def results(record: Record) -> dict[str, Any]:

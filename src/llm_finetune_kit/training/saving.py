@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import threading
@@ -16,17 +17,18 @@ from typing import Any
 
 from llm_finetune_kit.errors import MachineError
 from llm_finetune_kit.events import Listen, Noted, Saved, Saving, Warned
-from llm_finetune_kit.files import about_to, commit, remove, write_whole
+from llm_finetune_kit.files import MANIFEST, about_to, commit, remove, write_whole
 from llm_finetune_kit.folder import RunFolder
 from llm_finetune_kit.hardware import versions
 from llm_finetune_kit.material import Material
 from llm_finetune_kit.models.facts import read_config
 from llm_finetune_kit.models.loading import DTYPES
 from llm_finetune_kit.models.quantization import quantization_facts
-from llm_finetune_kit.report.card import model_card
+from llm_finetune_kit.report.card import About, model_card
 from llm_finetune_kit.training import checkpoint
 from llm_finetune_kit.training.checkpoint import Progress, Snapshot
 
+CARD = "README.md"
 RETRY = 2.0  # seconds between trials to write what could not be written
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -123,7 +125,7 @@ class Saver:
         def write(draft: Path) -> None:
             write_weights(draft)
             self._write_beside(draft)
-            write_whole(draft / "README.md", model_card(material.plan.config, material.located.name, self.folder.replay(), step))
+            write_whole(draft / CARD, self._card(material, step))
 
         def put() -> int:
             return commit(self.folder.final, write, self.facts | {"step": step})
@@ -133,6 +135,29 @@ class Saver:
         except OSError as error:
             size = self._until_written(self.folder.final.name, put, error)
         self.say(Saved(step, self.folder.final.name, size, time.perf_counter() - began))
+
+    def renew_card(self, material: Material, step: int) -> None:
+        """Put what is known by now into the card of `final/`, which stays whole and sealed at every instant.
+
+        The weights were saved before the comparison, as its fault must not cost them. Here the folder is written once
+        more, its files as links to those that are there already; if that fails, the card stays as it was.
+        """
+
+        def write(draft: Path) -> None:
+            for path in self.folder.final.rglob("*"):
+                if path.is_file() and path.name not in (MANIFEST, CARD):
+                    _link(path, draft / path.relative_to(self.folder.final))
+            write_whole(draft / CARD, self._card(material, step))
+
+        try:
+            commit(self.folder.final, write, self.facts | {"step": step})
+        except OSError as error:
+            fix = "the model is whole; the figures are in comparison.md"
+            self.say(Warned(f"final/{CARD} was not renewed with the comparison: {_why(error, self.folder.path)}", fix))
+
+    def _card(self, material: Material, step: int) -> str:
+        about = About(self.facts["versions"], material.report.get("train", {}).get("licence"))
+        return model_card(material.plan.config, material.located.name, self.folder.replay(), step, about)
 
     def _until_written(self, name: str, work: Callable[[], Any], error: OSError) -> Any:
         """What `work` gives once it succeeds; raises MachineError where the run is not to wait for that."""
@@ -204,6 +229,16 @@ def _facts(material: Material, model: Any) -> dict[str, Any]:
     }
     packed = quantization_facts(model)
     return facts | ({"quantization": packed} if packed else {})
+
+
+def _link(path: Path, place: Path) -> None:
+    """The same file at another place, or a copy where the file system has no links."""
+    about_to("write", place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(path, place)
+    except OSError:
+        shutil.copyfile(path, place)
 
 
 def _why(error: OSError, folder: Path) -> str:
