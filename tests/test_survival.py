@@ -715,3 +715,14 @@ def test_a_killed_run_has_a_report(at: Campaign, tmp_path: Path) -> None:
 def test_kinds_of_the_campaign_differ(at: Campaign) -> None:
     """Otherwise the campaign would prove one thing six times."""
     assert len({json.dumps(at.reference(kind)["steps"]) for kind in KINDS}) == len(KINDS)
+
+
+def test_unused_memory_is_given_back_where_the_process_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
+    from llm_finetune_kit.training import loop
+
+    held, given_back, settled = iter([1000, 1050, 1099, 1101, 900, 980, 991]), [], 0
+    monkeypatch.setattr(loop, "resident_memory", lambda: next(held))
+    monkeypatch.setattr(loop, "release_memory", lambda: given_back.append(settled))
+    story_of_it = [settled := loop._kept_small(settled) for _ in range(7)]
+    assert story_of_it == [1000, 1000, 1000, 0, 900, 900, 0]
+    assert given_back == [1000, 900]

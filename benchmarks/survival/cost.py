@@ -55,7 +55,7 @@ def training_seconds(values: dict[str, Any], place: Path, saves: bool) -> tuple[
             "training.batch_size": 4,
             "training.gradient_accumulation_steps": 1,
             "training.num_epochs": 100.0,
-            "evaluation.prompts": [],
+            "evaluation.generation.max_new_tokens": 1,
             "output.output_dir": outputs,
         }
         mute = {} if saves else {"training.save_steps": NEVER}
@@ -68,12 +68,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("saving_cost.json"))
     parser.add_argument("--work", type=Path, default=None, help="folder on the disk to be measured (default: the temporary one)")
+    parser.add_argument("--cases", type=int, default=len(CASES), help="only the first so many")
     asked = parser.parse_args()
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=asked.work) as name:
         place = Path(name)
         make_model(place / "model", hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12)
-        for title, values in CASES.items():
+        for title, values in list(CASES.items())[: asked.cases]:
             values = {"model.name": str(place / "model")} | values
             ratios, checkpoints = [], []
             training_seconds(values, place, False)  # kernels and caches

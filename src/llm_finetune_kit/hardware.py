@@ -241,6 +241,14 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def resident_memory() -> int:
+    """Bytes this process holds now; 0 where the system does not tell (all but Linux)."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
 def release_memory() -> None:
     """Give memory that the C library keeps for nothing back to the system (glibc only).
 

@@ -16,12 +16,12 @@ from llm_finetune_kit.data.batches import Pass, evaluation_passes, make_passes, 
 from llm_finetune_kit.data.masks import Tokens
 from llm_finetune_kit.errors import TrainingError
 from llm_finetune_kit.events import Evaluated, Listen, Stepped, Warned
-from llm_finetune_kit.hardware import release_memory
+from llm_finetune_kit.hardware import release_memory, resident_memory
 from llm_finetune_kit.training.checkpoint import Progress, random_state, restore_random_state
 from llm_finetune_kit.training.room import is_out_of_memory, smaller
 from llm_finetune_kit.training.step import Objective, accumulate, mean_loss
 
-RELEASE_EVERY = 10  # steps between giving unused memory back: rare enough to cost nothing
+GROWTH = 1.1  # times what a first step took, from which on a CPU's unused memory is given back
 SPIKE = 4.0  # times the usual loss, from which on a loss is told as a spike
 USUAL = 0.9  # share of the past in the usual loss, a running mean
 
@@ -70,7 +70,7 @@ def fit(
     Raises TrainingError before the optimizer moves if the loss or a gradient is not finite, or if not even one row
     fits into memory; and at the end if no step moved anything.
     """
-    saved = progress.step
+    saved, settled = progress.step, 0
     while True:
         improved = False
         if progress.evaluated < progress.step and _due(progress.step, schedule.eval_steps, schedule.steps):
@@ -88,13 +88,26 @@ def fit(
             break
         if not patient:
             return "no improvement"
-        if progress.step % RELEASE_EVERY == 0 and objective.device.type == "cpu":
-            release_memory()
         _one_step(objective, optimizer, train, schedule, progress, listen, place)
+        settled = _kept_small(settled) if objective.device.type == "cpu" else 0
     if not progress.moved:
         why = "every gradient was zero: nothing that is trained has a part in the loss"
         raise TrainingError(2, "the run trained nothing", why=why, fix="check lora.target_modules, the data and its masks")
     return "all steps done"
+
+
+def _kept_small(settled: int) -> int:
+    """Give unused memory back where the process has grown; `settled` is what it held after its first step since the last time.
+
+    Passes of ever new lengths leave holes between the blocks of the C library's heap, some 2 % more with every step.
+    """
+    held = resident_memory()
+    if not settled:
+        return held
+    if held < GROWTH * settled:
+        return settled
+    release_memory()
+    return 0
 
 
 def _due(step: int, every: int, last: int) -> bool:
