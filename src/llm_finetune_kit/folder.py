@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetune_kit.errors import BusyError, MachineError
-from llm_finetune_kit.events import Event, Finished, Resumed, Saved, Saving, Stepped, from_record, to_record
+from llm_finetune_kit.events import Evaluated, Event, Finished, Resumed, Sampled, Saved, Saving, Stepped, from_record, to_record
 from llm_finetune_kit.files import MANIFEST, about_to, clear_drafts
 
 EVENTS, LOCK = "events.jsonl", ".lock"
@@ -172,14 +172,20 @@ def _still_valid(told: list[Event], resumed: Resumed) -> list[Event]:
     """What was told of steps before the checkpoint was taken, and all that is not about steps."""
     known = (resumed.checkpoint, resumed.evaluated)
     taken = [place for place, event in enumerate(told) if isinstance(event, Saving) and (event.folder, event.evaluated) == known]
-    last = taken[-1] if taken else -1  # also where training begins again
+    last = taken[-1] if taken else -1  # also where training begins again, or a full disk kept that line
     return [
         event
         for place, event in enumerate(told)
-        if isinstance(event, Resumed) or place <= last or not hasattr(event, "step") or _proves(event, resumed)
+        if isinstance(event, Resumed) or place <= last or not hasattr(event, "step") or _belongs(event, resumed, bool(taken))
     ]
 
 
-def _proves(event: Event, resumed: Resumed) -> bool:
-    """Whether this is the word that the very checkpoint was saved, which may come some steps later."""
-    return isinstance(event, Saved) and event.folder.startswith("checkpoint-") and 0 < event.step <= resumed.step
+def _belongs(event: Any, resumed: Resumed, taken: bool) -> bool:
+    """Whether an event that was told after the state was taken, or nobody knows when, is one of the checkpoint's own past."""
+    if isinstance(event, Saved):  # the word that it was saved may come some steps later
+        return event.folder.startswith("checkpoint-") and 0 < event.step <= resumed.step
+    if taken or not resumed.checkpoint:
+        return False
+    if isinstance(event, Evaluated):
+        return event.step <= resumed.evaluated
+    return event.step <= resumed.step if isinstance(event, (Stepped, Saving)) else isinstance(event, Sampled) and event.step == 0

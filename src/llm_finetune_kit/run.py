@@ -273,8 +273,8 @@ def _summary(folder: RunFolder, progress: Any, step: int) -> dict[str, Any]:
     from llm_finetune_kit.report.figures import before_and_after
 
     told = folder.replay()
-    losses = [event.loss for event in told if isinstance(event, Stepped)]
-    if not losses:
+    losses = [event.loss for event in told if isinstance(event, Stepped)] or [progress.usual_loss]
+    if not progress.moved:
         raise TrainingError(2, "the run trained nothing", where=str(folder.path), fix="check training.max_steps and the data")
     return {
         "final_step": step,

@@ -58,7 +58,7 @@ def standing(run: RunFolder) -> Standing:
 
 def _can_go_on(run: RunFolder, told: Sequence[Event]) -> bool:
     failures = [event for event in told if isinstance(event, Failed)]
-    return bool(run.checkpoints()) and bool(failures) and bool(failures[-1].resume)
+    return bool(run.checkpoints()) and not (failures and failures[-1].code.startswith("MODEL"))  # none of them is sound
 
 
 def _state(run: RunFolder, told: Sequence[Event]) -> tuple[str, str]:

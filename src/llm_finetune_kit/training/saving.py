@@ -97,6 +97,10 @@ class Saver:
             with suppress(Exception):  # the error that came first is the one to tell
                 self.finish()
             raise
+        except BaseException:  # a second signal: nobody waits for room now, but the run is given up whole
+            if self._writing is not None:
+                self._writing.join()
+            raise
         self.finish()
 
     def _put(self, snapshot: Snapshot) -> tuple[int, list[str]]:
