@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 SERVER = """
-import json, os, sys
+import json, os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
 import torch
 torch.set_num_threads(1)
 import matplotlib.figure, peft, transformers
