@@ -199,7 +199,9 @@ def masks() -> Figure:
         color = BLUE if state == "trained" else GREY
         box(axes, x, height - 1.0 - line * y, wide, 0.33, text, color, fontsize=10, family="DejaVu Sans Mono")
     learned = sum(token.state == "trained" for token in shown)
-    axes.text(0.3, 0.3, f"blue: learned ({learned} of {len(shown)} tokens); grey: only read", fontsize=10, color=SOFT, va="center")
+    axes.text(
+        0.3, 0.3, f"blue: learned ({learned} of {len(shown)} tokens); grey: only read", fontsize=10, color=SOFT, va="center"
+    )
     return figure
 
 
