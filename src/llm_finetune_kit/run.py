@@ -56,6 +56,10 @@ def run(config: RunConfig, listen: Listen = ignore, *, loaded: Any = None, force
 
     With `force` a run starts that the plan says cannot fit. Raises KitError for what the user can fix, and Interrupted
     after a signal. Nothing is written before the data and the plan are sound.
+
+    >>> values = {"model.name": "demo", "data.train_file": "sample:chat", "training.max_steps": 1, "evaluation.compare": False}
+    >>> run(RunConfig().with_values(values)).folder.path.name
+    'demo-chat'
     """
     told: list[Event] = []
 
@@ -90,6 +94,11 @@ def resume(
     `changes` (`section.key=value`) may say how it is computed and kept, and with `allow_change` how it learns from here
     on. Raises UsageError for a run that is finished, ConfigError for changes that would make another run of it, and
     DataError or ModelError where data or model are no longer what they were.
+
+    >>> values = {"model.name": "demo", "data.train_file": "sample:chat", "training.max_steps": 1, "evaluation.compare": False}
+    >>> result = resume(run(RunConfig().with_values(values)).folder, max_steps=2)
+    >>> result.folder.checkpoints()[0].name
+    'checkpoint-2'
     """
     config = beginning.config_to_go_on(folder, max_steps, changes, allow_change, listen)
     with _signals("the run is as it was", f"go on with: finetune resume {folder.path}") as heard, folder.locked():
