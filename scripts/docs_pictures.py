@@ -190,7 +190,7 @@ def masks() -> Figure:
             x, y = 0.3, y + 1
         places.append((x, y, wide, text, token.state))
         x += wide + 0.05
-        if token.text.endswith("\n") or token.state == "trained" and token.text.startswith("<"):
+        if token.text.endswith("\n") or (token.state == "trained" and token.text.startswith("<")):
             x, y = 0.3, y + 1
     height = 1.15 + line * (y + 1)
     figure, axes = paper(width, height)

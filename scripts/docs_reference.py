@@ -14,10 +14,11 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+from llm_finetune_kit.error_codes import error_codes
+
 import llm_finetune_kit
 from llm_finetune_kit.arguments import FLAGS
 from llm_finetune_kit.config import ALIASES, RunConfig, Section, knobs
-from llm_finetune_kit.error_codes import error_codes
 from llm_finetune_kit.settings import expected
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,13 +28,15 @@ PACKAGE = "llm_finetune_kit"
 
 # What the names of a module are for, in the order of the page; names of other modules come last.
 CHAPTERS = {
-    "api": "Train, load, ask",
+    "trainers": "Train",
+    "api": "Load, ask, reckon",
     "api_evaluate": "Measure and compare",
     "run": "Runs",
     "config": "Settings",
     "settings": "",
     "plan": "",
     "classic": "Classes of the LLaMA framework",
+    "classic_config": "",
     "errors": "Errors",
 }
 KINDS = {
@@ -56,8 +59,8 @@ def configuration() -> str:
     """Every knob, by section: what it takes, its default, its flag and its help."""
     page = [
         MADE + "# Every setting\n",
-        "In YAML under the name of its section, on the command line as `section.key=value` or by its flag, in Python by its name alone. A dash",
-        'as default means "you decide": the plan chooses, and gives its reason.\n',
+        "In YAML under the name of its section, on the command line as `section.key=value` or by its flag, in Python by its name",
+        'alone. A dash as default means "you decide": the plan chooses, and gives its reason.\n',
     ]
     flags = {knob: flag for flag, knob in FLAGS.items()}
     for title, intro, paths in sections():
@@ -105,8 +108,8 @@ def troubleshooting() -> str:
     """Every error code by its kind."""
     page = [
         MADE + "# Errors by code\n",
-        "An error names its code, the place, the reason and the cure. `finetune explain CODE` shows what stands here. Something else is wrong?",
-        "`finetune doctor` looks at the machine, `finetune data check` at the data, and a run's `debug.log` holds what libraries said.\n",
+        "An error names its code, the place, the reason and the cure. `finetune explain CODE` shows what stands here.",
+        "Something else is wrong? `finetune doctor` looks at the machine, `finetune data check` at the data, and a run's `debug.log` holds the rest.\n",
     ]
     kind = ""
     for code, one in error_codes().items():
@@ -128,7 +131,7 @@ def python() -> str:
     page = [
         MADE + "# Python\n",
         f"All names below come from `{PACKAGE}` itself and load on first use: `from {PACKAGE} import QuickTrainer`.",
-        "Settings are given by their name alone (`max_steps=100`), their path or a known spelling: [every setting](configuration.md).\n",
+        "Settings are given by their name alone (`max_steps=100`), their path or a known spelling; [here they all are](configuration.md).\n",
     ]
     by_home: dict[str, list[str]] = {module: [] for module in CHAPTERS}
     for name in llm_finetune_kit.__all__:
