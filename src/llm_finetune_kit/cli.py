@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,17 @@ COMMANDS = {
     "doctor": "find what is wrong with this machine, and how to mend it",
     **cli_evaluate.COMMANDS,
     "data": "check, preview or convert training data; look at the cache",
+    "init": "write a config to begin with",
+    "explain": "explain a setting or an error code",
+}
+
+# Commands that have a file of their own, which is loaded when they are called.
+ELSEWHERE = {
+    "resume": "cli_runs",
+    "runs": "cli_runs",
+    "report": "cli_runs",
+    "init": "cli_init",
+    "explain": "cli_explain",
 }
 
 EXAMPLES = """\
@@ -132,7 +144,7 @@ def _dashed(word: str) -> str:
 
 
 def _parser(command: str) -> Parser:
-    parser = Parser(prog=f"finetune {command}", description=COMMANDS[command], allow_abbrev=False)
+    parser = Parser(prog=f"finetune {command}", description=COMMANDS[command])
     if command in ("train", "plan", "demo"):
         _config_arguments(parser, command)
     if command == "models":
@@ -181,10 +193,9 @@ def _dispatch(words: list[str]) -> int:
         from llm_finetune_kit.cli_data import data_command
 
         return data_command(words[1:])
-    if command in ("resume", "report", "runs"):
-        from llm_finetune_kit import cli_runs
-
-        return int(vars(cli_runs)[f"{command}_command"](words[1:]))
+    if command in ELSEWHERE:
+        home = import_module(f"llm_finetune_kit.{ELSEWHERE[command]}")
+        return int(vars(home)[f"{command}_command"](words[1:]))
     if command in cli_evaluate.COMMANDS:
         return cli_evaluate.evaluate_command(command, words[1:])
     asked = _parser(command).parse_all(words[1:])

@@ -49,7 +49,7 @@ def data_command(words: Sequence[str]) -> int:
 
 
 def _parser(command: str) -> Parser:
-    parser = Parser(prog=f"finetune data {command}", description=COMMANDS[command], allow_abbrev=False)
+    parser = Parser(prog=f"finetune data {command}", description=COMMANDS[command])
     if command == "cache":
         parser.add_argument("action", nargs="?", choices=["list", "clear"], default="list", help="default: list")
         parser.add_argument("--json", action="store_true", help="print JSON")

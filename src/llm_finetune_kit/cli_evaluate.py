@@ -27,7 +27,7 @@ def evaluate_command(command: str, words: Sequence[str]) -> int:
 
 
 def _parser(command: str) -> Parser:
-    parser = Parser(prog=f"finetune {command}", description=COMMANDS[command], allow_abbrev=False)
+    parser = Parser(prog=f"finetune {command}", description=COMMANDS[command])
     if command == "compare":
         _compare_arguments(parser)
     else:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from argparse import RawDescriptionHelpFormatter
+import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from llm_finetune_kit.arguments import Parser
 from llm_finetune_kit.errors import MachineError, UsageError
 from llm_finetune_kit.folder import RunFolder
+from llm_finetune_kit.report.words import size
 from llm_finetune_kit.runs import Standing, find_run, remove_run, runs, standing
+
+ALL_DONE = "all steps done"  # the reason of a run that ended as planned
 
 RESUME = """\
 go on with a run that was stopped, from its newest sound checkpoint to the same end as if it had never stopped
@@ -26,7 +30,8 @@ States, newest run first: running, finished, interrupted (it can go on), failed.
 
   finetune runs                     all of them
   finetune runs show RUN            one, with the command that goes on with it
-  finetune runs rm RUN [RUN ...]    delete runs and all they hold; never one that is running
+  finetune runs rm RUN [RUN ...]    delete runs and all they hold, after a question;
+                                    never one that is running
 """
 
 REPORT = """\
@@ -39,7 +44,7 @@ deleted; of a run that is at work only the page is renewed. Nothing is computed 
 
 def resume_command(words: list[str]) -> int:
     """`finetune resume [RUN] [section.key=value ...]`; returns the exit code."""
-    parser = Parser(prog="finetune resume", description=RESUME, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser(prog="finetune resume", description=RESUME)
     parser.add_argument("run", nargs="?", help="the run's folder or name (default: the newest unfinished run)")
     parser.add_argument("changes", nargs="*", metavar="section.key=value", help="what is to be different from here on")
     parser.add_argument("--output-dir", default="outputs", help="folder that holds the runs")
@@ -64,7 +69,7 @@ def resume_command(words: list[str]) -> int:
 
 def report_command(words: list[str]) -> int:
     """`finetune report [RUN]`; returns the exit code."""
-    parser = Parser(prog="finetune report", description=REPORT, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser(prog="finetune report", description=REPORT)
     parser.add_argument("run", nargs="?", help="the run's folder or name (default: the run that was started last)")
     parser.add_argument("--output-dir", default="outputs", help="folder that holds the runs")
     asked = parser.parse_all(words)
@@ -90,10 +95,11 @@ def report_command(words: list[str]) -> int:
 
 def runs_command(words: list[str]) -> int:
     """`finetune runs [list | show RUN | rm RUN ...]`; returns the exit code."""
-    parser = Parser(prog="finetune runs", description=RUNS, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser(prog="finetune runs", description=RUNS)
     parser.add_argument("action", nargs="?", choices=["list", "show", "rm"], default="list")
     parser.add_argument("run", nargs="*", help="a run's folder or name")
     parser.add_argument("--output-dir", default="outputs", help="folder that holds the runs")
+    parser.add_argument("--yes", "-y", action="store_true", help="remove without asking")
     parser.add_argument("--json", action="store_true", help="print JSON")
     asked = parser.parse_all(words)
     place = Path(asked.output_dir)
@@ -101,13 +107,30 @@ def runs_command(words: list[str]) -> int:
         return _list([standing(run) for run in runs(place)], place, asked.json)
     if not asked.run:
         raise UsageError(3, "no run is named", fix=f"finetune runs {asked.action} RUN; `finetune runs` lists them")
-    for folder in [find_run(name, place) for name in asked.run]:  # all are found before one is touched
-        if asked.action == "rm":
+    found = [find_run(name, place) for name in asked.run]  # all are found before one is touched
+    if asked.action == "show":
+        told = [_shown(folder, asked.json) for folder in found]
+        if asked.json:
+            print(json.dumps(told[0] if len(told) == 1 else told, indent=2))
+        return 0
+    if asked.yes or _sure(found):
+        for folder in found:
             remove_run(folder)
             print(f"removed {folder.path}")
-        else:
-            _show(folder, asked.json)
     return 0
+
+
+def _sure(found: list[RunFolder]) -> bool:
+    """Ask whoever sits at the terminal. Raises UsageError where nobody does."""
+    names = ", ".join(str(folder.path) for folder in found)
+    if not (sys.stdin and sys.stdin.isatty()):
+        raise UsageError(30, f"{names} would be deleted, and nobody can be asked", fix="add --yes to delete without a question")
+    held = sum(path.stat().st_size for folder in found for path in folder.path.rglob("*") if path.is_file())
+    try:
+        answer = input(f"Delete {names} and all in {'it' if len(found) == 1 else 'them'} ({size(held)})? [y/N] ")
+    except EOFError:
+        answer = ""
+    return answer.strip().lower() in ("y", "yes")
 
 
 def _list(found: list[Standing], place: Path, as_json: bool) -> int:
@@ -120,15 +143,22 @@ def _list(found: list[Standing], place: Path, as_json: bool) -> int:
         show(f"{place} holds no runs; start one: finetune demo")
         return 0
     heads = ("run", "state", "step", "held-out loss", "go on")
-    print_table(heads, [(one.name, one.state, _steps(one), _losses(one), one.go_on) for one in found])
+    print_table(heads, [(one.name, _state(one), _steps(one), _losses(one), one.go_on) for one in found])
     return 0
 
 
-def _show(folder: RunFolder, as_json: bool) -> None:
+def _state(one: Standing) -> str:
+    """The state in a few words: with why it ended where that was not the last step, or the code of its error."""
+    if one.state == "failed":
+        return f"failed ({one.why.partition(':')[0]})"
+    return f"finished ({one.why})" if one.state == "finished" and one.why != ALL_DONE else one.state
+
+
+def _shown(folder: RunFolder, as_json: bool) -> dict[str, Any]:
+    """How a run stands, printed for people unless a program asked."""
     one = standing(folder)
     if as_json:
-        print(json.dumps(asdict(one), indent=2))
-        return
+        return asdict(one)
     from llm_finetune_kit.terminal import print_pairs
 
     whole = ", ".join(path.name for path in folder.checkpoints()) or "none"
@@ -143,6 +173,7 @@ def _show(folder: RunFolder, as_json: bool) -> None:
         ("go on", one.go_on or "wait for it", ""),
     ]
     print_pairs(pairs)
+    return {}
 
 
 def _steps(one: Standing) -> str:
