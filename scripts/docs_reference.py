@@ -14,12 +14,14 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from llm_finetune_kit.error_codes import error_codes
-
 import llm_finetune_kit
 from llm_finetune_kit.arguments import FLAGS
 from llm_finetune_kit.config import ALIASES, RunConfig, Section, knobs
+from llm_finetune_kit.error_codes import error_codes
+from llm_finetune_kit.left_open import LEFT_OPEN
+from llm_finetune_kit.plain_yaml import dump_yaml
 from llm_finetune_kit.settings import expected
+from llm_finetune_kit.starter import about
 
 ROOT = Path(__file__).resolve().parents[1]
 MADE = "<!-- Made by scripts/docs_reference.py; change the program, not this page. -->\n\n"
@@ -60,11 +62,11 @@ def configuration() -> str:
     page = [
         MADE + "# Every setting\n",
         "In YAML under the name of its section, on the command line as `section.key=value` or by its flag, in Python by its name",
-        'alone. A dash as default means "you decide": the plan chooses, and gives its reason.\n',
+        "alone. In italics: what becomes of it when it is left open. `finetune explain KEY` tells more of each.\n",
     ]
     flags = {knob: flag for flag, knob in FLAGS.items()}
     for title, intro, paths in sections():
-        page += [f"## {title}\n", f"{intro}\n", "| setting | takes | default | |", "|---|---|---|---|"]
+        page += [f"## {title}\n", f"{intro}\n", "| setting | what it does |", "|---|---|"]
         page += [_knob(path, flags.get(path)) for path in paths]
         page.append("")
     page += ["## Other spellings\n", "Names of other tools that are understood; the canonical one is told.\n"]
@@ -76,7 +78,7 @@ def configuration() -> str:
 def sections(section: type[Section] = RunConfig, prefix: str = "") -> list[tuple[str, str, list[str]]]:
     """Title, docstring and the paths of the own knobs of each section, the root's first."""
     own = [prefix + name for name in section.model_fields if prefix + name in knobs()]
-    found = [(prefix.rstrip(".") or "At the top", inspect.getdoc(section) or "", own)] if own else []
+    found = [(prefix.rstrip(".") or "At the top", about(section), own)] if own else []
     for name, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             found += sections(field.annotation, f"{prefix}{name}.")
@@ -85,11 +87,11 @@ def sections(section: type[Section] = RunConfig, prefix: str = "") -> list[tuple
 
 def _knob(path: str, flag: str | None) -> str:
     field = knobs()[path]
-    default = (
-        "–" if field.default is None else f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
-    )
+    default = f"Default `{dump_yaml({'x': field.default}).strip().removeprefix('x: ')}`."
+    if path in LEFT_OPEN:
+        default = f"*Left open: {LEFT_OPEN[path].means}.*"
     name = f"`{path}`" + (f"<br>`{flag}`" if flag else "")
-    return f"| {name} | {expected(path)} | {default} | {field.description} |"
+    return f"| {name} | {field.description}<br>Takes {expected(path)}. {default} |"
 
 
 def other_spellings() -> dict[str, list[str]]:
@@ -109,7 +111,8 @@ def troubleshooting() -> str:
     page = [
         MADE + "# Errors by code\n",
         "An error names its code, the place, the reason and the cure. `finetune explain CODE` shows what stands here.",
-        "Something else is wrong? `finetune doctor` looks at the machine, `finetune data check` at the data, and a run's `debug.log` holds the rest.\n",
+        "Something else is wrong? `finetune doctor` looks at the machine, `finetune data check` at the data, and a run's",
+        "`debug.log` holds the rest.\n",
     ]
     kind = ""
     for code, one in error_codes().items():
@@ -131,7 +134,8 @@ def python() -> str:
     page = [
         MADE + "# Python\n",
         f"All names below come from `{PACKAGE}` itself and load on first use: `from {PACKAGE} import QuickTrainer`.",
-        "Settings are given by their name alone (`max_steps=100`), their path or a known spelling; [here they all are](configuration.md).\n",
+        "Settings are given by their name alone (`max_steps=100`), their path or a known spelling;",
+        "[here they all are](configuration.md).\n",
     ]
     by_home: dict[str, list[str]] = {module: [] for module in CHAPTERS}
     for name in llm_finetune_kit.__all__:
