@@ -5,7 +5,7 @@ Runs on the small model inside the package. For a real one set MODEL to "gpt2", 
 
 from llm_finetune_kit import QuickTrainer, estimate_training_time, generate
 
-MODEL, DATA, STEPS = "demo", "sample:chat", 12
+MODEL, DATA, STEPS = "demo", "sample:chat", 8
 QUESTION = "How can I reset my password?"
 
 

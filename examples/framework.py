@@ -33,8 +33,9 @@ SMALL = MODEL == "demo"
 OUTPUTS = str(Path("outputs").resolve())
 
 # What is smaller on the small model; without it the framework's own defaults hold.
-TRAINING = {"output_dir": OUTPUTS} | ({"max_steps": 3, "learning_rate": 3e-3, "logging_steps": 1} if SMALL else {})
-ANSWERS = {"max_length": 16, "num_beams": 2} if SMALL else {}
+FEW_STEPS = {"max_steps": 3, "eval_steps": 3, "logging_steps": 1, "learning_rate": 3e-3}
+TRAINING = {"output_dir": OUTPUTS} | (FEW_STEPS if SMALL else {})
+ANSWERS = {"max_length": 12, "num_beams": 1} if SMALL else {}
 
 
 def alpaca() -> None:
