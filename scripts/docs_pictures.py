@@ -290,6 +290,7 @@ def house() -> Figure:
         axes.text(1.95, bottom + 0.3, "\n".join([*lines, text]), fontsize=9.5, va="center", linespacing=1.25)
     arrow(axes, (1.05, 0.45), (1.05, 0.05))
     axes.text(1.95, 0.25, "imports go down only; values flow up from floor to floor", fontsize=10, color=SOFT, va="center")
+    figure.set_label("; ".join(f"{name}: {files}" for _, name, files, _ in table).replace("`", ""))
     axes.text(0.3, 0.75 * len(table) + 0.8, "Seven floors", fontsize=13, va="center")
     return figure
 
@@ -313,7 +314,7 @@ def draw(name: str, folder: Path) -> Path:
     if isinstance(found, Path):
         shutil.copyfile(found, target)
     elif target.suffix == ".svg":
-        found.savefig(target, metadata={"Date": None})
+        found.savefig(target, metadata={"Date": None, "Title": found.get_label()})
     else:
         found.savefig(target, dpi=110)
     return target

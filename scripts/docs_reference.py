@@ -211,12 +211,12 @@ def _prose(value: Any) -> list[str]:
 
 # --- floors ------------------------------------------------------------------------------------------------
 
-FLOORS = re.compile(r"(<!-- floors -->\n).*?(\n<!-- /floors -->)", re.DOTALL)
+FLOORS = re.compile(r"(<!-- floors -->\n\n).*?(\n\n<!-- /floors -->)", re.DOTALL)
 
 
 def architecture() -> str:
     """The page on architecture, with the table of CONTRIBUTING.md in its place."""
-    table = re.search(r"^\| floor .*?(?=\n\n)", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M | re.S)
+    table = re.search(r"^\| floor .*?(?=\n\nValues flow)", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M | re.S)
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     if table is None or not FLOORS.search(page):
         raise SystemExit("CONTRIBUTING.md has no table of floors, or docs/architecture.md no place for it")
