@@ -25,7 +25,7 @@ from llm_finetune_kit.starter import about
 
 ROOT = Path(__file__).resolve().parents[1]
 MADE = "<!-- Made by scripts/docs_reference.py; change the program, not this page. -->\n\n"
-WIDE = 100  # letters of a signature that still stand on one line
+WIDE = 80  # letters of a signature that still stand on one line
 PACKAGE = "llm_finetune_kit"
 
 # What the names of a module are for, in the order of the page; names of other modules come last.

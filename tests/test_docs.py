@@ -1,4 +1,4 @@
-"""The documentation: made pages are of today, nothing public is missing, links and pictures are there, all of it works offline."""
+"""The documentation: made pages are of today, nothing public is missing, links and pictures are there, all works offline."""
 
 from __future__ import annotations
 
