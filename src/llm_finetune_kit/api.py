@@ -203,11 +203,9 @@ def stream(
 
 
 def _open(model: str, dtype: str | None) -> Any:
-    from llm_finetune_kit.hardware import this_machine
-    from llm_finetune_kit.opening import open_model
+    from llm_finetune_kit.opening import open_here
 
-    machine = this_machine()
-    return open_model(model, dtype=dtype or ("bfloat16" if machine.bfloat16 else "float32"), device=machine.device)
+    return open_here(model, dtype)
 
 
 def _prompt_ids(opened: Any, prompt: str, system: str | None) -> Any:

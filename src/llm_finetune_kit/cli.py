@@ -33,6 +33,7 @@ COMMANDS = {
     "data": "check, preview or convert training data; look at the cache",
     "init": "write a config to begin with",
     "explain": "explain a setting or an error code",
+    "chat": "talk with a model, answer by answer",
 }
 
 # Commands that have a file of their own, which is loaded when they are called.
@@ -42,6 +43,7 @@ ELSEWHERE = {
     "report": "cli_runs",
     "init": "cli_init",
     "explain": "cli_explain",
+    "chat": "cli_chat",
 }
 
 EXAMPLES = """\

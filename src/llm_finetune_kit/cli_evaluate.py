@@ -43,15 +43,17 @@ def _parser(command: str) -> Parser:
     if command in ("eval", "compare"):
         parser.add_argument("--max-length", type=int, help="longest example in tokens (default: the model's limit)")
     if command in ("generate", "compare"):
-        _decoding_arguments(parser)
+        decoding_arguments(parser)
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="number format (default: by machine)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
-def _decoding_arguments(parser: argparse.ArgumentParser) -> None:
+def decoding_arguments(parser: argparse.ArgumentParser, max_new_tokens: int = 128) -> None:
+    """The flags that say how answers are produced; see `decoding`."""
     known = GenerationSection.model_fields
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer in tokens (default 128)")
+    longest = f"longest answer in tokens (default {max_new_tokens})"
+    parser.add_argument("--max-new-tokens", type=int, default=max_new_tokens, help=longest)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 always takes the likeliest token (default)")
     parser.add_argument("--top-p", type=float, default=1.0, help="sample from the likeliest tokens of this share")
     parser.add_argument("--top-k", type=int, help=known["top_k"].description)
@@ -69,7 +71,8 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fail-if-worse", action="store_true", help="exit with 6 where the tuned model is shown to be worse")
 
 
-def _decoding(asked: argparse.Namespace) -> GenerationSection:
+def decoding(asked: argparse.Namespace) -> GenerationSection:
+    """What the flags of `decoding_arguments` say. Raises ConfigError for values that cannot be."""
     from llm_finetune_kit.config import RunConfig
     from llm_finetune_kit.settings import changed
 
@@ -110,7 +113,7 @@ def _generate(asked: argparse.Namespace) -> int:
         raise UsageError(2, "--prompt is missing", fix=fix)
     if asked.stream and (asked.json or asked.prompts):
         raise UsageError(2, "--stream shows one answer as text", fix="leave out --json and --prompts, or --stream")
-    model, how = _which_model(asked), _decoding(asked)
+    model, how = _which_model(asked), decoding(asked)
     from llm_finetune_kit import api
 
     if asked.stream:
@@ -190,7 +193,7 @@ def _compare(asked: argparse.Namespace) -> int:
         data=asked.data,
         metrics=asked.metrics.split(",") if asked.metrics else None,
         rows=asked.rows,
-        how=_decoding(asked),
+        how=decoding(asked),
         max_length=asked.max_length,
         dtype=asked.dtype,
         seed=asked.seed,
