@@ -43,6 +43,8 @@ FLOORS = {
         "classic",
         "classic_config",
         "cli",
+        "cli_chat",
+        "cli_completion",
         "cli_data",
         "cli_evaluate",
         "cli_explain",

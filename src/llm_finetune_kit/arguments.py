@@ -34,6 +34,7 @@ FLAGS: dict[str, str] = {
 SHORT = {"--model": "-m", "--data": "-d"}
 
 EXAMPLE_OF = {
+    "--mode": "--mode train",
     "--prompt": 'outputs/final --prompt "How do I reset my password?"',
     "--data": "outputs/final --data sample:chat",
     "--model": "train.jsonl --model gpt2",
@@ -83,6 +84,12 @@ class Parser(argparse.ArgumentParser):
         wrong = re.fullmatch(r"argument (\S+/)?(--\S+): invalid (int|float) value: (.+)", message)
         if wrong:
             message = f"{wrong[2]} is {wrong[4]}, expected a {'whole ' if wrong[3] == 'int' else ''}number"
+        chosen = re.fullmatch(r"argument (?:\S+/)?(\S+): invalid choice: '(.*)' \(choose from (.+)\)", message)
+        if chosen:
+            known = re.findall(r"[\w.-]+", chosen[3])
+            near = nearest(chosen[2], known)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UsageError(2, f"{chosen[1]} is {chosen[2]}", fix=f"{hint}choose from {', '.join(known)}")
         missing = re.fullmatch(r"the following arguments are required: (--\w+).*", message)
         if missing:
             raise UsageError(2, f"{missing[1]} is missing", fix=f"for example: {self.prog} {EXAMPLE_OF[missing[1]]}")

@@ -126,7 +126,7 @@ def _calm() -> None:
 
 def _normalised(words: list[str]) -> list[str]:
     """Flags may be written with underscores, and the command `train` may be left out."""
-    words = [_dashed(word) for word in words]
+    words = [dashed(word) for word in words]
     if words[:1] == ["help"]:
         words = [*words[1:2], "--help"]
     if not words or words[0] in ("-h", "--help", "--version") or words[0] in COMMANDS:
@@ -138,7 +138,8 @@ def _normalised(words: list[str]) -> list[str]:
     raise UsageError(1, f"there is no command {words[0]}", fix=f"{hint}commands: {', '.join(COMMANDS)}")
 
 
-def _dashed(word: str) -> str:
+def dashed(word: str) -> str:
+    """A flag with dashes for its underscores; any other word as it is."""
     if not word.startswith("--"):
         return word
     flag, equals, value = word.partition("=")

@@ -11,7 +11,7 @@ from typing import Any
 
 from llm_finetune_kit.arguments import Parser
 from llm_finetune_kit.config import GenerationSection
-from llm_finetune_kit.errors import DataError, TrainingError, UsageError
+from llm_finetune_kit.errors import TrainingError, UsageError
 
 COMMANDS = {
     "generate": "answer a prompt with a model, a run or an adapter",
@@ -35,7 +35,9 @@ def _parser(command: str) -> Parser:
         parser.add_argument("--model", "--model-path", dest="model_flag", help="the same as a flag")
     if command == "generate":
         parser.add_argument("--prompt", help="what to ask")
-        parser.add_argument("--prompts", metavar="FILE", help="a text file with a prompt on each line, answered together")
+        parser.add_argument(
+            "--prompts", metavar="FILE", help="a text file with a prompt on each line, or rows such as prompts.jsonl"
+        )
         parser.add_argument("--system", help="system message")
         parser.add_argument("--stream", action="store_true", help="show the answer as it is made")
     if command == "eval":
@@ -113,7 +115,12 @@ def _generate(asked: argparse.Namespace) -> int:
         raise UsageError(2, "--prompt is missing", fix=fix)
     if asked.stream and (asked.json or asked.prompts):
         raise UsageError(2, "--stream shows one answer as text", fix="leave out --json and --prompts, or --stream")
+    if asked.prompt is not None and not asked.prompt.strip():
+        raise UsageError(2, "the prompt is empty", fix='write what to ask: --prompt "How do I reset my password?"')
     model, how = _which_model(asked), decoding(asked)
+    from llm_finetune_kit.data.questions import questions
+
+    prompts = [[{"role": "user", "content": asked.prompt}]] if asked.prompts is None else questions(asked.prompts)
     from llm_finetune_kit import api
 
     if asked.stream:
@@ -121,23 +128,24 @@ def _generate(asked: argparse.Namespace) -> int:
             print(piece, end="", flush=True)
         print()
         return 0
-    prompts = [asked.prompt] if asked.prompts is None else _lines(asked.prompts)
     texts = api.generate_all(model, prompts, system=asked.system, how=how, seed=asked.seed, dtype=asked.dtype)
-    for prompt, text in zip(prompts, texts, strict=True):
-        print(json.dumps({"prompt": prompt, "answer": text}, ensure_ascii=False) if asked.json else text)
+    if asked.json:
+        for messages, text in zip(prompts, texts, strict=True):
+            print(json.dumps({"prompt": messages[-1]["content"], "answer": text}, ensure_ascii=False))
+    elif asked.prompts is None:
+        print(texts[0])
+    else:
+        _print_answers(prompts, texts)
     return 0
 
 
-def _lines(path: str) -> list[str]:
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        fix = "name a text file in UTF-8 with a prompt on each line"
-        raise DataError(150, f"the prompts cannot be read: {error}", where=path, fix=fix) from None
-    found = [line for line in lines if line]
-    if not found:
-        raise DataError(150, "holds no prompts", where=path, fix="write a prompt on each line")
-    return found
+def _print_answers(asked: list[list[dict[str, Any]]], texts: list[str]) -> None:
+    """Each question with its answer below it, apart from the others."""
+    from llm_finetune_kit.terminal import show
+
+    for messages, text in zip(asked, texts, strict=True):
+        show("> " + " ".join(str(messages[-1]["content"]).split()), style="bold")
+        print(f"{text}\n")
 
 
 # --- eval --------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from llm_finetune_kit.arguments import Parser
 from llm_finetune_kit.errors import MachineError, UsageError
@@ -62,7 +61,9 @@ def resume_command(words: list[str]) -> int:
     from llm_finetune_kit.run import resume
     from llm_finetune_kit.terminal import Terminal
 
-    with Terminal(goes_on=True) as terminal:
+    whole = folder.checkpoints()
+    after = int(whole[0].name.partition("-")[2]) if whole else 0
+    with Terminal(goes_on=after) as terminal:
         resume(folder, terminal, max_steps=asked.max_steps, changes=changes, allow_change=asked.allow_change)
     return 0
 
@@ -108,10 +109,13 @@ def runs_command(words: list[str]) -> int:
     if not asked.run:
         raise UsageError(3, "no run is named", fix=f"finetune runs {asked.action} RUN; `finetune runs` lists them")
     found = [find_run(name, place) for name in asked.run]  # all are found before one is touched
+    if asked.action == "show" and asked.json:
+        told = [asdict(standing(folder)) for folder in found]
+        print(json.dumps(told[0] if len(told) == 1 else told, indent=2))
+        return 0
     if asked.action == "show":
-        told = [_shown(folder, asked.json) for folder in found]
-        if asked.json:
-            print(json.dumps(told[0] if len(told) == 1 else told, indent=2))
+        for folder in found:
+            _show(folder)
         return 0
     if asked.yes or _sure(found):
         for folder in found:
@@ -154,11 +158,8 @@ def _state(one: Standing) -> str:
     return f"finished ({one.why})" if one.state == "finished" and one.why != ALL_DONE else one.state
 
 
-def _shown(folder: RunFolder, as_json: bool) -> dict[str, Any]:
-    """How a run stands, printed for people unless a program asked."""
+def _show(folder: RunFolder) -> None:
     one = standing(folder)
-    if as_json:
-        return asdict(one)
     from llm_finetune_kit.terminal import print_pairs
 
     whole = ", ".join(path.name for path in folder.checkpoints()) or "none"
@@ -173,7 +174,6 @@ def _shown(folder: RunFolder, as_json: bool) -> dict[str, Any]:
         ("go on", one.go_on or "wait for it", ""),
     ]
     print_pairs(pairs)
-    return {}
 
 
 def _steps(one: Standing) -> str:

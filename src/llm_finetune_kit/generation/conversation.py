@@ -38,7 +38,10 @@ class Conversation:
         self.messages = []
 
     def hear(self, text: str) -> int:
-        """Take a question; returns how many earlier messages had to be forgotten. Raises ModelError if the template refuses it."""
+        """Take a question; returns how many earlier messages had to be forgotten.
+
+        Raises ModelError if the template refuses it; nothing is heard then.
+        """
         before = len(self.messages)
         self.messages.append({"role": "user", "content": text})
         try:
@@ -61,7 +64,9 @@ class Conversation:
         try:
             with self._side():
                 ids = self._ids()
-                for piece in stream(opened.model, opened.chat, ids, self.how, seed=self.seed, precision=opened.objective.precision):
+                for piece in stream(
+                    opened.model, opened.chat, ids, self.how, seed=self.seed, precision=opened.objective.precision
+                ):
                     said.append(piece)
                     yield piece
         finally:
@@ -84,4 +89,3 @@ class Conversation:
 
     def _turns(self) -> list[int]:
         return [index for index, message in enumerate(self.messages) if message["role"] == "user"]
-
