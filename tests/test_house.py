@@ -50,6 +50,7 @@ FLOORS = {
         "cli_explain",
         "cli_init",
         "cli_runs",
+        "cli_texts",
         "trainers",
     }
     | {"terminal", "ui", "__init__", "__main__"},

@@ -123,7 +123,8 @@ class Parser(argparse.ArgumentParser):
                 continue
             name = "|".join(map(str, action.choices)) if action.choices else str(action.metavar or action.dest.upper())
             words.append({"?": f"[{name}]", "*": f"[{name} ...]"}.get(str(action.nargs), name))
-        return " ".join([*words, "[options]"])
+        line = " ".join([*words, "[options]"])
+        return textwrap.fill(line, COLUMNS - len("usage: "), subsequent_indent=" " * 11, break_on_hyphens=False)
 
     def _instead(self, flag: str, near: list[str]) -> str:
         """A knob that has no flag of this name is set by its path."""

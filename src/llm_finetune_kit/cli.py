@@ -9,20 +9,22 @@ import json
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from llm_finetune_kit import cli_evaluate
-from llm_finetune_kit.arguments import FLAGS, SHORT, Parser, asked_config
+from llm_finetune_kit.arguments import EXITS, FLAGS, SHORT, Parser, asked_config
+from llm_finetune_kit.cli_texts import parser_of
 from llm_finetune_kit.config import RunConfig, knobs
 from llm_finetune_kit.errors import OUR_BUG, KitError, MachineError, UsageError, nearest
 from llm_finetune_kit.hardware import share_the_machine
 
 COMMANDS = {
     "train": "fine-tune a model (the default command)",
-    "demo": "fine-tune the embedded small model: no network, no GPU, under a minute",
+    "demo": "fine-tune the small model inside the package: no network, no GPU",
     "resume": "go on with a run that was stopped",
     "runs": "list all runs and how they stand; show one, or remove it",
     "report": "renew the report of a run",
@@ -34,6 +36,7 @@ COMMANDS = {
     "init": "write a config to begin with",
     "explain": "explain a setting or an error code",
     "chat": "talk with a model, answer by answer",
+    "completion": "print a script that completes words in a shell",
 }
 
 # Commands that have a file of their own, which is loaded when they are called.
@@ -44,6 +47,7 @@ ELSEWHERE = {
     "init": "cli_init",
     "explain": "cli_explain",
     "chat": "cli_chat",
+    "completion": "cli_completion",
 }
 
 EXAMPLES = """\
@@ -147,7 +151,7 @@ def dashed(word: str) -> str:
 
 
 def _parser(command: str) -> Parser:
-    parser = Parser(prog=f"finetune {command}", description=COMMANDS[command])
+    parser = parser_of(command, COMMANDS[command])
     if command in ("train", "plan", "demo"):
         _config_arguments(parser, command)
     if command == "models":
@@ -214,12 +218,18 @@ def _overview() -> str:
         "",
         "commands:",
     ]
-    lines += [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
+    lines += [f"  {name:<11} {text}" for name, text in COMMANDS.items()]
     lines += ["", "`finetune COMMAND --help` tells more. The most used options of train:"]
     known = knobs()
-    lines += [f"  {flag:<31} {known[knob].description}" for flag, knob in FLAGS.items()]
-    lines += ["  section.key=value               any other setting, for example lora.alpha=64", "", EXAMPLES]
-    return "\n".join(lines)
+    lines += [_option(flag, known[knob].description) for flag, knob in FLAGS.items()]
+    lines += [_option("section.key=value", "any other setting, for example lora.alpha=64"), "", EXAMPLES, "exit codes:"]
+    return "\n".join([*lines, *(f"  {code:<3}  {means}" for code, means in EXITS.items())])
+
+
+def _option(flag: str, text: str) -> str:
+    """A flag with its help beside it, or below it where it is long, in 80 columns."""
+    first = f"  {flag:<19} " if len(flag) < 20 else f"  {flag}\n{'':22}"
+    return first + textwrap.fill(text, 80 - 22, break_on_hyphens=False).replace("\n", "\n" + " " * 22)
 
 
 def _train(asked: argparse.Namespace) -> int:

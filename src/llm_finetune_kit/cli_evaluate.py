@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetune_kit.arguments import Parser
+from llm_finetune_kit.cli_texts import parser_of
 from llm_finetune_kit.config import GenerationSection
 from llm_finetune_kit.errors import TrainingError, UsageError
 
@@ -27,7 +28,7 @@ def evaluate_command(command: str, words: Sequence[str]) -> int:
 
 
 def _parser(command: str) -> Parser:
-    parser = Parser(prog=f"finetune {command}", description=COMMANDS[command])
+    parser = parser_of(command, COMMANDS[command])
     if command == "compare":
         _compare_arguments(parser)
     else:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from llm_finetune_kit.arguments import Parser
+from llm_finetune_kit.cli_texts import RUNNING
 from llm_finetune_kit.errors import MachineError, UsageError
 from llm_finetune_kit.folder import RunFolder
 from llm_finetune_kit.report.words import size
@@ -27,10 +28,10 @@ list all runs and how they stand; show one, or remove it
 
 States, newest run first: running, finished, interrupted (it can go on), failed.
 
-  finetune runs                     all of them
-  finetune runs show RUN            one, with the command that goes on with it
-  finetune runs rm RUN [RUN ...]    delete runs and all they hold, after a question;
-                                    never one that is running
+  finetune runs            all of them
+  finetune runs show RUN   one, with the command that goes on with it
+  finetune runs rm RUN ... delete runs and all they hold, after a question;
+                           never one that is running
 """
 
 REPORT = """\
@@ -40,10 +41,19 @@ A run writes them by itself. This is for a run that was killed, that an earlier 
 deleted; of a run that is at work only the page is renewed. Nothing is computed again.
 """
 
+RESUMED = (
+    "finetune resume",
+    "finetune resume outputs/demo --max-steps 200",
+    "finetune resume demo training.save_steps=50",
+    "finetune resume demo training.learning_rate=1e-5 --allow-change",
+)
+REPORTED = ("finetune report", "finetune report outputs/demo")
+LISTED = ("finetune runs", "finetune runs show demo", "finetune runs rm demo demo-2", "finetune runs --json")
+
 
 def resume_command(words: list[str]) -> int:
     """`finetune resume [RUN] [section.key=value ...]`; returns the exit code."""
-    parser = Parser(prog="finetune resume", description=RESUME)
+    parser = Parser(prog="finetune resume", description=RESUME, examples=RESUMED, exits=RUNNING)
     parser.add_argument("run", nargs="?", help="the run's folder or name (default: the newest unfinished run)")
     parser.add_argument("changes", nargs="*", metavar="section.key=value", help="what is to be different from here on")
     parser.add_argument("--output-dir", default="outputs", help="folder that holds the runs")
@@ -70,7 +80,7 @@ def resume_command(words: list[str]) -> int:
 
 def report_command(words: list[str]) -> int:
     """`finetune report [RUN]`; returns the exit code."""
-    parser = Parser(prog="finetune report", description=REPORT)
+    parser = Parser(prog="finetune report", description=REPORT, examples=REPORTED)
     parser.add_argument("run", nargs="?", help="the run's folder or name (default: the run that was started last)")
     parser.add_argument("--output-dir", default="outputs", help="folder that holds the runs")
     asked = parser.parse_all(words)
@@ -96,7 +106,7 @@ def report_command(words: list[str]) -> int:
 
 def runs_command(words: list[str]) -> int:
     """`finetune runs [list | show RUN | rm RUN ...]`; returns the exit code."""
-    parser = Parser(prog="finetune runs", description=RUNS)
+    parser = Parser(prog="finetune runs", description=RUNS, examples=LISTED, exits=(0, 2, 5, 7))
     parser.add_argument("action", nargs="?", choices=["list", "show", "rm"], default="list")
     parser.add_argument("run", nargs="*", help="a run's folder or name")
     parser.add_argument("--output-dir", default="outputs", help="folder that holds the runs")

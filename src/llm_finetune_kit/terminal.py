@@ -283,9 +283,9 @@ def _time_and_cost(plan: dict[str, Any], done: int) -> list[tuple[str, str, str]
     if time := plan.get("time"):
         left = 1 - done / max(1, plan["steps"])
         spent = {"training": left, "evaluation": left, "saving": left, "answers": 0.5 if done else 1.0}
-        parts = {name: spent.get(name, 1.0) * time[name] for name in ("training", "evaluation", "answers", "saving", "start")}
-        share = sum(parts.values()) / max(1e-9, time["total"]) if done else 1.0
-        told = ", ".join(f"{name} {words.duration(seconds)}" for name, seconds in parts.items())
+        each = {name: spent.get(name, 1.0) * time[name] for name in ("training", "evaluation", "answers", "saving", "start")}
+        share = sum(each.values()) / max(1e-9, time["total"]) if done else 1.0
+        told = ", ".join(f"{name} {words.duration(seconds)}" for name, seconds in each.items())
         after = f"{plan['steps'] - done:,} of {plan['steps']:,} steps are left; " if done else ""
         speed = f"training at {time['tokens_per_second']:,.0f} tokens/s, {time['source']}"
         about = f"about {words.duration(share * time['total'])}"
