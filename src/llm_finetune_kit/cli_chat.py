@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -26,7 +27,7 @@ EXAMPLES = (
 WORDS = {
     "/base": "let the base answer: the adapter is switched off",
     "/tuned": "let the tuned model answer again",
-    "/system TEXT": "set what the model is told before the talk; without TEXT, nothing",
+    "/system TEXT": "what the model is told before the talk (no TEXT: nothing)",
     "/reset": "forget what was said",
     "/help": "these words",
     "/quit": "end (as Ctrl-D)",
@@ -153,4 +154,9 @@ def _print_pieces(pieces: Iterator[str]) -> None:
 
 
 def _tell(text: str) -> None:
+    """Say something beside the talk, on a terminal in lines that break between words."""
+    if sys.stderr.isatty():
+        from llm_finetune_kit.terminal import width
+
+        text = "\n".join(textwrap.fill(line, max(40, width(sys.stderr)), drop_whitespace=False) for line in text.split("\n"))
     print(text, file=sys.stderr, flush=True)

@@ -64,8 +64,9 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[Any]], title: str 
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, title=title, title_justify="left", title_style="bold")
-    for head in heads:
-        table.add_column(Text(head, style="bold"), overflow="fold")
+    names = max((len(str(row[0])) for row in rows), default=0)  # short names are found by eye: they stay in one piece
+    for number, head in enumerate(heads):
+        table.add_column(Text(head, style="bold"), overflow="fold", no_wrap=number == 0 and 3 * names <= width())
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     show(table)
