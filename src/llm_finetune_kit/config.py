@@ -166,6 +166,9 @@ class TrainingSection(Section):
         None, description="Experiment trackers that record the run too: one of them or a list."
     )
     save_total_limit: int = Field(3, ge=1, description="Checkpoints kept, the best one always among them.")
+    profile: bool = Field(
+        False, description="Watch a few steps: a table of where their time goes, and a trace (profile_trace.json.gz)."
+    )
     on_disk_full: Literal["pause", "stop"] | None = Field(
         None,
         description="When a checkpoint cannot be written: wait with the state in memory (default at a terminal), or stop.",

@@ -183,6 +183,7 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, heard:
     from llm_finetune_kit.training import checkpoint
     from llm_finetune_kit.training.assembly import assemble
     from llm_finetune_kit.training.loop import evaluate, fit
+    from llm_finetune_kit.training.profile import profiled
     from llm_finetune_kit.training.saving import Saver
     from llm_finetune_kit.training.scaling import LossScale
 
@@ -215,8 +216,9 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, heard:
 
     say(Stage("train", f"{schedule.steps} steps"))
     train, held_out = material.train, material.held_out
-    with heard.at_boundaries(), save.to_the_end():
-        reason = fit(objective, optimizer, train, held_out, schedule, progress, save, say, asked_to_stop, material.place)
+    watched = profiled(material.plan.config.training.profile, folder.path, say, objective)
+    with heard.at_boundaries(), save.to_the_end(), watched as tell:
+        reason = fit(objective, optimizer, train, held_out, schedule, progress, save, tell, asked_to_stop, material.place)
     if heard.number is not None:
         command = f"finetune resume {folder.path}"
         problem = f"stopped after step {progress.step} of {schedule.steps}, and saved"
