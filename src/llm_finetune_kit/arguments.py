@@ -34,6 +34,7 @@ FLAGS: dict[str, str] = {
 SHORT = {"--model": "-m", "--data": "-d"}
 
 EXAMPLE_OF = {
+    "--mode": "--mode train",
     "--prompt": 'outputs/final --prompt "How do I reset my password?"',
     "--data": "outputs/final --data sample:chat",
     "--model": "train.jsonl --model gpt2",
@@ -83,6 +84,12 @@ class Parser(argparse.ArgumentParser):
         wrong = re.fullmatch(r"argument (\S+/)?(--\S+): invalid (int|float) value: (.+)", message)
         if wrong:
             message = f"{wrong[2]} is {wrong[4]}, expected a {'whole ' if wrong[3] == 'int' else ''}number"
+        chosen = re.fullmatch(r"argument (?:\S+/)?(\S+): invalid choice: '(.*)' \(choose from (.+)\)", message)
+        if chosen:
+            known = re.findall(r"[\w.-]+", chosen[3])
+            near = nearest(chosen[2], known)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UsageError(2, f"{chosen[1]} is {chosen[2]}", fix=f"{hint}choose from {', '.join(known)}")
         missing = re.fullmatch(r"the following arguments are required: (--\w+).*", message)
         if missing:
             raise UsageError(2, f"{missing[1]} is missing", fix=f"for example: {self.prog} {EXAMPLE_OF[missing[1]]}")
@@ -116,7 +123,8 @@ class Parser(argparse.ArgumentParser):
                 continue
             name = "|".join(map(str, action.choices)) if action.choices else str(action.metavar or action.dest.upper())
             words.append({"?": f"[{name}]", "*": f"[{name} ...]"}.get(str(action.nargs), name))
-        return " ".join([*words, "[options]"])
+        line = " ".join([*words, "[options]"])
+        return textwrap.fill(line, COLUMNS - len("usage: "), subsequent_indent=" " * 11, break_on_hyphens=False)
 
     def _instead(self, flag: str, near: list[str]) -> str:
         """A knob that has no flag of this name is set by its path."""

@@ -6,9 +6,9 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from llm_finetune_kit.arguments import Parser
+from llm_finetune_kit.cli_texts import RUNNING
 from llm_finetune_kit.errors import MachineError, UsageError
 from llm_finetune_kit.folder import RunFolder
 from llm_finetune_kit.report.words import size
@@ -28,10 +28,10 @@ list all runs and how they stand; show one, or remove it
 
 States, newest run first: running, finished, interrupted (it can go on), failed.
 
-  finetune runs                     all of them
-  finetune runs show RUN            one, with the command that goes on with it
-  finetune runs rm RUN [RUN ...]    delete runs and all they hold, after a question;
-                                    never one that is running
+  finetune runs            all of them
+  finetune runs show RUN   one, with the command that goes on with it
+  finetune runs rm RUN ... delete runs and all they hold, after a question;
+                           never one that is running
 """
 
 REPORT = """\
@@ -41,10 +41,19 @@ A run writes them by itself. This is for a run that was killed, that an earlier 
 deleted; of a run that is at work only the page is renewed. Nothing is computed again.
 """
 
+RESUMED = (
+    "finetune resume",
+    "finetune resume outputs/demo --max-steps 200",
+    "finetune resume demo training.save_steps=50",
+    "finetune resume demo training.learning_rate=1e-5 --allow-change",
+)
+REPORTED = ("finetune report", "finetune report outputs/demo")
+LISTED = ("finetune runs", "finetune runs show demo", "finetune runs rm demo demo-2", "finetune runs --json")
+
 
 def resume_command(words: list[str]) -> int:
     """`finetune resume [RUN] [section.key=value ...]`; returns the exit code."""
-    parser = Parser(prog="finetune resume", description=RESUME)
+    parser = Parser(prog="finetune resume", description=RESUME, examples=RESUMED, exits=RUNNING)
     parser.add_argument("run", nargs="?", help="the run's folder or name (default: the newest unfinished run)")
     parser.add_argument("changes", nargs="*", metavar="section.key=value", help="what is to be different from here on")
     parser.add_argument("--output-dir", default="outputs", help="folder that holds the runs")
@@ -62,14 +71,16 @@ def resume_command(words: list[str]) -> int:
     from llm_finetune_kit.run import resume
     from llm_finetune_kit.terminal import Terminal
 
-    with Terminal(goes_on=True) as terminal:
+    whole = folder.checkpoints()
+    after = int(whole[0].name.partition("-")[2]) if whole else 0
+    with Terminal(goes_on=after) as terminal:
         resume(folder, terminal, max_steps=asked.max_steps, changes=changes, allow_change=asked.allow_change)
     return 0
 
 
 def report_command(words: list[str]) -> int:
     """`finetune report [RUN]`; returns the exit code."""
-    parser = Parser(prog="finetune report", description=REPORT)
+    parser = Parser(prog="finetune report", description=REPORT, examples=REPORTED)
     parser.add_argument("run", nargs="?", help="the run's folder or name (default: the run that was started last)")
     parser.add_argument("--output-dir", default="outputs", help="folder that holds the runs")
     asked = parser.parse_all(words)
@@ -95,7 +106,7 @@ def report_command(words: list[str]) -> int:
 
 def runs_command(words: list[str]) -> int:
     """`finetune runs [list | show RUN | rm RUN ...]`; returns the exit code."""
-    parser = Parser(prog="finetune runs", description=RUNS)
+    parser = Parser(prog="finetune runs", description=RUNS, examples=LISTED, exits=(0, 2, 5, 7))
     parser.add_argument("action", nargs="?", choices=["list", "show", "rm"], default="list")
     parser.add_argument("run", nargs="*", help="a run's folder or name")
     parser.add_argument("--output-dir", default="outputs", help="folder that holds the runs")
@@ -108,10 +119,13 @@ def runs_command(words: list[str]) -> int:
     if not asked.run:
         raise UsageError(3, "no run is named", fix=f"finetune runs {asked.action} RUN; `finetune runs` lists them")
     found = [find_run(name, place) for name in asked.run]  # all are found before one is touched
+    if asked.action == "show" and asked.json:
+        told = [asdict(standing(folder)) for folder in found]
+        print(json.dumps(told[0] if len(told) == 1 else told, indent=2))
+        return 0
     if asked.action == "show":
-        told = [_shown(folder, asked.json) for folder in found]
-        if asked.json:
-            print(json.dumps(told[0] if len(told) == 1 else told, indent=2))
+        for folder in found:
+            _show(folder)
         return 0
     if asked.yes or _sure(found):
         for folder in found:
@@ -154,11 +168,8 @@ def _state(one: Standing) -> str:
     return f"finished ({one.why})" if one.state == "finished" and one.why != ALL_DONE else one.state
 
 
-def _shown(folder: RunFolder, as_json: bool) -> dict[str, Any]:
-    """How a run stands, printed for people unless a program asked."""
+def _show(folder: RunFolder) -> None:
     one = standing(folder)
-    if as_json:
-        return asdict(one)
     from llm_finetune_kit.terminal import print_pairs
 
     whole = ", ".join(path.name for path in folder.checkpoints()) or "none"
@@ -173,7 +184,6 @@ def _shown(folder: RunFolder, as_json: bool) -> dict[str, Any]:
         ("go on", one.go_on or "wait for it", ""),
     ]
     print_pairs(pairs)
-    return {}
 
 
 def _steps(one: Standing) -> str:
