@@ -8,7 +8,7 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,10 +42,10 @@ class Snippet(NamedTuple):
     text: str
 
 
-def fenced(language: str) -> list[Snippet]:
+def fenced(language: str, pages: Sequence[Path] = PAGES) -> list[Snippet]:
     """All code blocks of a language; `bash` counts unmarked blocks that begin with a command, too."""
     found = []
-    for page in PAGES:
+    for page in pages:
         for block in FENCE.finditer(page.read_text(encoding="utf-8")):
             commands = language == "bash" and not block[1] and block[2].startswith(("finetune ", "python "))
             if block[1] == language or commands:
@@ -53,14 +53,22 @@ def fenced(language: str) -> list[Snippet]:
     return found
 
 
-def commands() -> list[Snippet]:
+def plain(line: str) -> str:
+    """A line without its comment, and of a pipe the part that is ours."""
+    line = line.partition("  #")[0].strip()
+    inner = re.search(r"\$\((finetune [^)]*)\)", line)
+    parts = [part.partition(" > ")[0].strip() for part in line.split(" | ")]
+    return inner[1] if inner else next((part for part in parts if part.startswith("finetune")), line)
+
+
+def commands(pages: Sequence[Path] = PAGES) -> list[Snippet]:
     """Every command line, in blocks and in running text, once."""
-    found = {}
-    for place, text in fenced("bash"):
+    found: dict[str, str] = {}
+    for place, text in fenced("bash", pages):
         for line in text.replace("\\\n", " ").splitlines():
             if line.strip() and not line.startswith("#"):
-                found.setdefault(line.partition("  #")[0].strip(), place)
-    for page in PAGES:
+                found.setdefault(plain(line), place)
+    for page in pages:
         for command in INLINE.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
             found.setdefault(command, str(page.relative_to(ROOT)))
     return [Snippet(place, text) for text, place in found.items()]
@@ -92,7 +100,7 @@ def check_finetune(words: list[str]) -> None:
             program, asked = parsed.args
     command = program.split()[1]
     if command in ("train", "plan", "demo"):
-        asked.words = [word for word in asked.words if not word.endswith(".yaml") or Path(word).exists()]
+        asked.words = [word for word in asked.words if "=" in word or Path(word).exists()]
         asked_config(asked, demo_values() if command == "demo" else None)
     elif command == "resume":
         load_config(None, [word for word in (asked.run, *asked.changes) if word and "=" in word])
@@ -150,11 +158,11 @@ def test_commands_that_need_nothing_are_run(
 ) -> None:
     monkeypatch.chdir(place)
     tried = 0
-    for page, line in commands():
+    for page, line in commands([page for page in PAGES if page.name != "commands.md"]):
         words = shlex.split(line)[1:]
         if not line.startswith("finetune ") or words[0] not in RUN or NEEDS.search(line) or words == ["data"]:
             continue
-        if words[0] in ("data", "generate") and len(words) < 3:
+        if words[0] in ("data", "generate", "explain") and len(words) < 2 + (words[0] != "explain"):
             continue  # only named in running text
         code = cli.main(words)
         said = capsys.readouterr()
