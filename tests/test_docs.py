@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import docs_pictures
 import llm_finetune_kit
+from conftest import DemoRun
 from docs_pictures import PICTURES, draw
 from docs_reference import PAGES
 from faces import ROOT
@@ -63,12 +65,17 @@ def test_every_link_and_picture_is_there() -> None:
     assert wrong == []
 
 
-def test_every_picture_is_drawn_by_the_script_and_shown(tmp_path: Path) -> None:
+def test_every_picture_is_drawn_by_the_script_and_shown(
+    tmp_path: Path, demo_run: DemoRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     there = {str(path.relative_to(DOCS)) for folder in ("images", "diagrams") for path in (DOCS / folder).iterdir()}
     assert {name for name in there if not name.startswith(SCREENS)} == set(PICTURES)
     shown = "\n".join(TEXTS.values())
     assert [name for name in there if name not in shown] == []
-    drawn = draw("images/house.svg", tmp_path).read_text(encoding="utf-8")
+    monkeypatch.setattr(docs_pictures, "demo_run", lambda: demo_run.result)
+    sizes = {name: draw(name, tmp_path).stat().st_size for name in PICTURES}
+    assert all(10_000 < size < 150_000 for size in sizes.values()), sizes
+    drawn = (tmp_path / "images/house.svg").read_text(encoding="utf-8")
     told, kept = (re.search(r"<dc:title>(.*?)</dc:title>", text) for text in (drawn, (DOCS / "images/house.svg").read_text()))
     assert told and kept and told[1] == kept[1], "the floors have changed: python scripts/docs_pictures.py house.svg"
 
