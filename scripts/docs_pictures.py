@@ -17,12 +17,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.patches import Rectangle
 
+from docs_paper import BLUE, GREEN, GREY, MIDDLE, ORANGE, SOFT, arrow, box, chart, paper
 from llm_finetune_kit.api import load_dataset
 from llm_finetune_kit.config import DataSection, RunConfig, demo_values
 from llm_finetune_kit.data import prepare
@@ -33,44 +32,7 @@ from llm_finetune_kit.models.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-INK, SOFT, RULE, GROUND = "#23272f", "#5c6470", "#c9ced6", "#f7f8fa"
-BLUE, ORANGE, GREEN, GREY = "#3b6ea8", "#c8552d", "#2a7f4f", "#d7dbe1"
 LAYER = "model.layers.0.self_attn.q_proj.weight"
-
-matplotlib.rcParams |= {"svg.hashsalt": "finetune", "font.size": 12, "text.color": INK, "axes.edgecolor": RULE}
-
-
-def paper(width: float, height: float) -> tuple[Figure, Axes]:
-    """A light sheet of so many inches, and axes over all of it that count in inches."""
-    figure = Figure(figsize=(width, height), facecolor=GROUND)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, width), ylim=(0, height))
-    axes.axis("off")
-    return figure, axes
-
-
-def chart(width: float, height: float, x: str, y: str) -> tuple[Figure, Axes]:
-    """A light sheet with axes that have names."""
-    figure = Figure(figsize=(width, height), facecolor=GROUND, layout="constrained")
-    axes = figure.add_subplot(facecolor=GROUND)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=SOFT)
-    return figure, axes
-
-
-def box(axes: Axes, x: float, y: float, width: float, height: float, text: str, color: str = GREY, **more: Any) -> None:
-    """A rounded box with a text in its middle."""
-    style = "round,pad=0,rounding_size=0.08"
-    axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, facecolor=color, edgecolor="none"))
-    ink = INK if color == GREY else "white"
-    axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", **({"color": ink, "fontsize": 11} | more))
-
-
-def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """A thin arrow."""
-    axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": SOFT, "linewidth": 1.4, "shrinkA": 2, "shrinkB": 2})
 
 
 @cache
@@ -156,12 +118,12 @@ def qlora() -> Figure:
     blocks = demo_weight().reshape(-1, 64)
     scaled = (blocks / np.abs(blocks).max(1, keepdims=True)).ravel()
     figure, axes = chart(7, 3.9, "weight / largest of its 64 neighbours", "weights")
-    axes.hist(scaled, bins=121, range=(-1, 1), color=GREY, label=f"{len(scaled):,} weights of the demo model")
+    axes.hist(scaled, bins=121, range=(-1, 1), color=MIDDLE, label=f"{len(scaled):,} weights of the demo model")
     top = axes.get_ylim()[1]
     axes.vlines(levels, 0, top * 0.18, color=ORANGE, linewidth=2, label="the 16 values that NF4 can hold")
     nearest = levels[np.abs(scaled[:, None] - levels).argmin(1)]
     error = np.abs(nearest - scaled).mean()
-    axes.set_title(f"16 values hold every weight; rounding moves one by {error:.3f} (mean)", loc="left", fontsize=11.5)
+    axes.set_title(f"16 values hold every weight; rounding moves one by {error:.3f} (mean)", loc="left", fontsize=11.5, pad=10)
     axes.legend(frameon=False, fontsize=10, loc="upper right")
     axes.set_ylim(0, top * 1.3)
     return figure
@@ -263,11 +225,11 @@ def perplexity() -> Figure:
         base = surprises()
     figure, axes = chart(7, 4.2, "", "surprise, nats")
     spots = np.arange(len(places))
-    for shift, values, color, name in ((-0.2, base, GREY, "base"), (0.2, tuned, BLUE, "tuned")):
+    for shift, values, color, name in ((-0.2, base, MIDDLE, "base"), (0.2, tuned, BLUE, "tuned")):
         label = f"{name}: mean {values.mean():.2f}, perplexity {np.exp(values.mean()):.1f}"
         axes.bar(spots + shift, values, width=0.38, color=color, label=label)
     axes.set_xticks(spots, text, rotation=60, ha="right", family="DejaVu Sans Mono", fontsize=10, rotation_mode="anchor")
-    axes.set_title("How surprised the demo model is by an answer it was not trained on", loc="left", fontsize=12)
+    axes.set_title("How surprised the demo model is by an answer it was not trained on", loc="left", fontsize=12, pad=10)
     axes.legend(frameon=False, fontsize=11, loc="upper right")
     axes.set_ylim(0, max(*base, *tuned) * 1.3)
     return figure
