@@ -36,7 +36,7 @@ def main() -> None:
     # 5. Train, and keep a copy of the adapter.
     before = calculate_perplexity(model, tokenizer, str(HELD_OUT))
     trainer = SimpleTrainer(
-        model, tokenizer, prepared, max_steps=10, batch_size=8, gradient_accumulation_steps=1, learning_rate=2e-3
+        model, tokenizer, prepared, max_steps=6, batch_size=8, gradient_accumulation_steps=1, learning_rate=2e-3
     )
     trainer.train()
     print("saved in", trainer.save())

@@ -18,7 +18,7 @@ import tomllib
 
 from conftest import DemoRun
 from faces import ROOT
-from llm_finetune_kit import cli, cli_data, compare_models
+from llm_finetune_kit import api_evaluate, cli, cli_data, compare_models
 from llm_finetune_kit.arguments import Parser, asked_config, file_and_config
 from llm_finetune_kit.config import demo_values
 from llm_finetune_kit.settings import load_config
@@ -32,7 +32,7 @@ NEEDS = re.compile(
     r"tinyllama|rm\b|cache|--fits|--stream|[A-Z]{2,}(?!-\d)"
 )  # a download, the user's own, or a word to be filled in
 NAMED = {("data", name) for name in cli_data.COMMANDS} | {(name,) for name in cli.COMMANDS}  # in running text: the command itself
-ROWS = [{"prompt": f"Is shop {number} open today?", "response": f"Yes, shop {number} closes at 6 pm."} for number in range(12)]
+ROWS = [{"prompt": f"Is shop {number} open today?", "response": f"Yes, shop {number} closes at 6 pm."} for number in range(4)]
 
 
 class Snippet(NamedTuple):
@@ -173,9 +173,10 @@ def test_commands_that_need_nothing_are_run(
 
 @pytest.mark.parametrize("snippet", {one.text: one for one in fenced("python")}.values(), ids=lambda snippet: snippet.place)
 def test_a_python_snippet_runs(snippet: Snippet, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it stands, but for the number of steps."""
+    """As it stands, but for the number of steps, of rows at once, and of words in an answer."""
     monkeypatch.chdir(place)
-    text = re.sub(r"max_steps=\d+", "max_steps=2", snippet.text)
+    monkeypatch.setattr(api_evaluate, "NEW_TOKENS", 8)
+    text = re.sub(r"(max_steps|batch_size)=\d+", r"\1=2", snippet.text)
     exec(
         compile(text, snippet.place, "exec"), {"compare_models": compare_models}
     )  # a later snippet of a page imports nothing anew
