@@ -50,9 +50,13 @@ def serve_command(words: Sequence[str]) -> int:
     token = None if asked.token_file is None else read_token(asked.token_file)
     rules = Rules(host=asked.host, token=token, names=tuple(asked.allow_host), origins=tuple(asked.cors))
     checked_model(asked.model)
-    from llm_finetune_kit.serving.server import check_port, serve
+    from llm_finetune_kit.serving.listening import bound, check_installed
 
-    serve(asked.model, rules, check_port(asked.port), dtype=asked.dtype, heard=_told(asked.token_file))
+    check_installed()
+    with bound(asked.host, asked.port) as listener:
+        from llm_finetune_kit.serving.server import serve
+
+        serve(asked.model, rules, listener, dtype=asked.dtype, heard=_told(asked.token_file))
     print("stopped")
     return 0
 
