@@ -6,6 +6,7 @@ import shlex
 import time
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from llm_finetune_kit.arguments import Parser
@@ -67,7 +68,8 @@ def _told(token_file: str | None) -> Heard:
     def hear(said: Listening | Answered) -> None:
         from llm_finetune_kit.serving.server import Listening
 
-        print(_listening(said, token_file) if isinstance(said, Listening) else _answered(said), flush=True)
+        with suppress(OSError):  # a terminal that was closed is no reason to stop answering
+            print(_listening(said, token_file) if isinstance(said, Listening) else _answered(said), flush=True)
 
     return hear
 
