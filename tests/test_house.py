@@ -24,8 +24,19 @@ FLOORS = {
     4: {"material", "beginning", "checking", "doctor", "planning", "probe", "training", "generation", "opening", "tracking"}
     | {"evaluation", "report", "export", "serving"},
     5: {"run"},
-    6: {"api", "api_evaluate", "arguments", "classic", "classic_evaluation", "cli", "cli_data", "cli_evaluate", "cli_runs"}
-    | {"cli_serve"}
+    6: {
+        "api",
+        "api_evaluate",
+        "arguments",
+        "classic",
+        "classic_config",
+        "cli",
+        "cli_data",
+        "cli_evaluate",
+        "cli_runs",
+        "cli_serve",
+        "trainers",
+    }
     | {"terminal", "ui", "__init__", "__main__"},
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

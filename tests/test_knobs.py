@@ -64,6 +64,7 @@ ELSEWHERE = {
     "lora.bias",  # test_adapters.py, on a model with biases
     "training.logging_steps",  # below
     "training.on_disk_full",  # test_survival.py
+    "training.profile",  # test_profile.py
     "training.trackers",  # test_tracking.py
 }
 

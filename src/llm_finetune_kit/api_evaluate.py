@@ -56,6 +56,10 @@ def evaluate_model(
     Gives `responses` (prompt, response, tokens, stopped and the reference, one each), `metrics` by their names, with
     `signatures`; and with `data` also loss, perplexity and bits_per_byte. A metric is a name, a function
     (predictions, references) -> float, or an object with such a `compute_metric`.
+
+    >>> found = evaluate_model("demo", prompts=["Say hello."], references=["Hello."], metrics=["bleu"])
+    >>> sorted(found["responses"][0])
+    ['prompt', 'reference', 'response', 'stopped', 'tokens']
     """
     from llm_finetune_kit.evaluation.metrics import Said, chosen
     from llm_finetune_kit.evaluation.perplexity import figures, rows_for
@@ -103,6 +107,9 @@ def compare_models(
     Models are names, run folders, adapters or loaded models (then with their tokenizer). One model alone is compared
     with its own base. Without `data` or `prompts` the held-out rows of the run count. See `evaluation.comparison`
     for what is in the result.
+
+    >>> compare_models("demo", "demo", prompts=["Say hello."])["outcome"]
+    'open'
     """
     from llm_finetune_kit.evaluation.sides import Questions
     from llm_finetune_kit.evaluation.two_models import Wish, compare_two, is_its_base
@@ -134,7 +141,11 @@ def benchmark_speed(
     repeats: int = 3,
     dtype: str | None = None,
 ) -> dict[str, Any]:
-    """Tokens per second of a model here: reading prompts (prefill) and writing answers (decode), apart."""
+    """Tokens per second of a model here: reading prompts (prefill) and writing answers (decode), apart.
+
+    >>> benchmark_speed("demo", new_tokens=4, repeats=1)["decode_tokens_per_second"] > 0
+    True
+    """
     from llm_finetune_kit.evaluation.speed import measured_speed
 
     how = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch_size": batch_size, "repeats": repeats}

@@ -99,6 +99,8 @@ def asked_config(asked: argparse.Namespace, defaults: dict[str, Any] | None = No
         raise UsageError(2, f"more than one config file: {', '.join(files)}", fix="name one, and change it by section.key=value")
     flags = [f"{knob}={value}" for knob in FLAGS.values() if (value := getattr(asked, knob)) is not None]
     overrides = [word for word in asked.words if "=" in word]
+    if getattr(asked, "profile", False):
+        flags.append("training.profile=true")
     if getattr(asked, "compare", None) is not None:
         flags.append(f"evaluation.compare={str(asked.compare).lower()}")
     config, notes = load_config(files[0] if files else None, [*flags, *overrides], defaults if not files else None)

@@ -158,6 +158,7 @@ def _config_arguments(parser: argparse.ArgumentParser, command: str) -> None:
         parser.add_argument("--dry-run", action="store_true", help="show the plan and stop")
         help_text = "at the end, compare base and tuned on held-out rows (default; --no-compare leaves it out)"
         parser.add_argument("--compare", action=argparse.BooleanOptionalAction, help=help_text)
+        parser.add_argument("--profile", action="store_true", help=known["training.profile"].description)
         parser.add_argument("--fail-if-worse", action="store_true", help="exit with 6 where the tuned model is shown to be worse")
     if command in ("train", "plan"):
         parser.add_argument("--estimate-time", action="store_true", help="show time and cost and stop (as `finetune plan`)")

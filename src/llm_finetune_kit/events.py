@@ -90,6 +90,17 @@ class Compared(Event):
 
 
 @dataclass(frozen=True)
+class Profiled(Event):
+    """Where the time of a step goes: `seconds` of a step by kind of work, as the mean of `steps`; and how many FLOP a
+    second its matrix products made."""
+
+    steps: int
+    seconds: float
+    parts: dict[str, float]
+    products_per_second: float
+
+
+@dataclass(frozen=True)
 class Saving(Event):
     """The state of now is on its way into `folder`; what is said after this is not in it. `evaluated` is the step of the
     last evaluation that it knows."""
@@ -149,10 +160,7 @@ class Failed(Event):
 
 Listen = Callable[[Event], None]
 
-KINDS: dict[str, type[Event]] = {
-    kind.__name__: kind
-    for kind in (Stage, Planned, Resumed, Stepped, Evaluated, Sampled, Compared, Saving, Saved, Noted, Warned, Finished, Failed)
-}
+KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in Event.__subclasses__()}
 
 
 def ignore(event: Event) -> None:

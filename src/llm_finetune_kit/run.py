@@ -56,6 +56,10 @@ def run(config: RunConfig, listen: Listen = ignore, *, loaded: Any = None, force
 
     With `force` a run starts that the plan says cannot fit. Raises KitError for what the user can fix, and Interrupted
     after a signal. Nothing is written before the data and the plan are sound.
+
+    >>> values = {"model.name": "demo", "data.train_file": "sample:chat", "training.max_steps": 1, "evaluation.compare": False}
+    >>> run(RunConfig().with_values(values)).folder.path.name
+    'demo-chat'
     """
     told: list[Event] = []
 
@@ -90,6 +94,11 @@ def resume(
     `changes` (`section.key=value`) may say how it is computed and kept, and with `allow_change` how it learns from here
     on. Raises UsageError for a run that is finished, ConfigError for changes that would make another run of it, and
     DataError or ModelError where data or model are no longer what they were.
+
+    >>> values = {"model.name": "demo", "data.train_file": "sample:chat", "training.max_steps": 1, "evaluation.compare": False}
+    >>> result = resume(run(RunConfig().with_values(values)).folder, max_steps=2)
+    >>> result.folder.checkpoints()[0].name
+    'checkpoint-2'
     """
     config = beginning.config_to_go_on(folder, max_steps, changes, allow_change, listen)
     with _signals("the run is as it was", f"go on with: finetune resume {folder.path}") as heard, folder.locked():
@@ -174,6 +183,7 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, heard:
     from llm_finetune_kit.training import checkpoint
     from llm_finetune_kit.training.assembly import assemble
     from llm_finetune_kit.training.loop import evaluate, fit
+    from llm_finetune_kit.training.profile import profiled
     from llm_finetune_kit.training.saving import Saver
     from llm_finetune_kit.training.scaling import LossScale
 
@@ -206,8 +216,9 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, heard:
 
     say(Stage("train", f"{schedule.steps} steps"))
     train, held_out = material.train, material.held_out
-    with heard.at_boundaries(), save.to_the_end():
-        reason = fit(objective, optimizer, train, held_out, schedule, progress, save, say, asked_to_stop, material.place)
+    watched = profiled(material.plan.config.training.profile, folder.path, say, objective)
+    with heard.at_boundaries(), save.to_the_end(), watched as tell:
+        reason = fit(objective, optimizer, train, held_out, schedule, progress, save, tell, asked_to_stop, material.place)
     if heard.number is not None:
         command = f"finetune resume {folder.path}"
         problem = f"stopped after step {progress.step} of {schedule.steps}, and saved"

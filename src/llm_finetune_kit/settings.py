@@ -77,6 +77,10 @@ def load_config(
     """The config that a file, ready values and `section.key=value` overrides add up to, and notes for the user.
 
     Raises ConfigError with every fault found, each with its line.
+
+    >>> config, notes = load_config(values={"model_name": "demo", "lora_r": 8}, overrides=["training.max_steps=5"])
+    >>> config.lora.r, config.training.max_steps
+    (8, 5)
     """
     draft = _Draft()
     if path is not None:

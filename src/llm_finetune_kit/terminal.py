@@ -129,6 +129,7 @@ class Terminal:
         self.finished = False
         self.before: float | None = None  # held-out loss of the untrained model
         self.comparison: dict[str, Any] | None = None
+        self.profile: said.Profiled | None = None
 
     def __enter__(self) -> Terminal:
         return self
@@ -233,6 +234,9 @@ class Terminal:
     def _compared(self, event: said.Compared) -> None:
         self.comparison = event.comparison
 
+    def _profiled(self, event: said.Profiled) -> None:
+        self.profile = event
+
     def _saved(self, event: said.Saved) -> None:
         if event.folder == "final":
             self.line(f"saved final/ ({words.size(event.size_bytes)})")
@@ -257,6 +261,9 @@ class Terminal:
                     for name, say in (("loss", words.loss), ("perplexity", words.perplexity))
                 ],
             )
+            show()
+        if self.profile is not None:
+            _print_profile(self.profile)
             show()
         took = f"{summary['tokens']:,} tokens in {words.duration(summary['seconds'])}"
         show(f"{event.reason}: {event.step:,} steps, {took} ({summary['tokens_per_second']:,.0f} per second)")
@@ -290,6 +297,14 @@ def _time_and_cost(plan: dict[str, Any]) -> list[tuple[str, str, str]]:
         parts = ", ".join(f"{name} {words.size(size)}" for name, size in disk.items())
         pairs.append(("disk", f"up to {words.size(sum(disk.values()))}", parts))
     return pairs + [("to make it fit", edit, "") for edit in plan.get("edits") or ()]
+
+
+def _print_profile(profile: said.Profiled) -> None:
+    parts = sorted(profile.parts.items(), key=lambda part: -part[1])
+    rows = [(name, f"{1e3 * part:.1f}", f"{part / profile.seconds:.0%}") for name, part in parts]
+    print_table((f"a step, mean of {profile.steps}", "ms", "share"), [*rows, ("all", f"{1e3 * profile.seconds:.1f}", "")])
+    rate = f"matrix products made {profile.products_per_second / 1e9:,.0f} GFLOP/s"
+    show(f"{rate}; watching costs time, so other steps are faster", style="dim")
 
 
 def _print_sample(before: said.Sampled, after: said.Sampled) -> None:

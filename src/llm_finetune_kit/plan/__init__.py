@@ -92,6 +92,13 @@ def make_plan(
     `machine` is a `hardware.Machine`, `model` a `models.facts.ModelFacts`, `measured` what a probe found and `price`
     dollars an hour. Raises ConfigError for what the model cannot do, and MachineError where the run cannot fit into
     memory or on the disk; `force` makes a warning of that.
+
+    >>> from llm_finetune_kit.hardware import machine_named
+    >>> from llm_finetune_kit.models.facts import facts_by_name
+    >>> data = DataFacts(examples=1000, held_out=100, tokens=200_000, target_tokens=100_000, longest=512)
+    >>> plan = make_plan(RunConfig(), machine_named("T4"), facts_by_name("mistral-7b"), data)
+    >>> plan.config.model.quantization
+    'nf4'
     """
     plan = _checked_disk(_draft(config, machine, model, data, measured, price), machine.free_disk, force)
     if plan.fits:
@@ -155,6 +162,7 @@ def _draft(
     """The plan, whether it fits or not."""
     training, decide = config.training, Decisions()
     contradictions.refuse(config, model, data)
+    contradictions.refuse_optimizer(training.optimizer, machine.kind)
     if data.streamed:
         decide("data.streaming", config.data.streaming, True, "the file is large, so rows are read as they are needed")
     dtype = decide("model.dtype", config.model.dtype, *decisions.number_format(machine))
