@@ -18,11 +18,23 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # DESIGN.md section 3. A folder's name stands for all its files.
 FLOORS = {
     0: {"errors", "events", "files"},
-    1: {"config", "catalog", "folder", "gpus", "interrupts", "logs", "plain_yaml"},
-    2: {"settings", "plan", "runs"},
+    1: {"config", "catalog", "folder", "gpus", "interrupts", "left_open", "logs", "plain_yaml"},
+    2: {"settings", "error_codes", "plan", "runs"},
     3: {"hardware", "models", "data"},
-    4: {"material", "beginning", "checking", "doctor", "planning", "probe", "training", "generation", "opening", "tracking"}
-    | {"evaluation", "report", "export", "serving"},
+    4: {
+        "material",
+        "beginning",
+        "checking",
+        "doctor",
+        "planning",
+        "probe",
+        "training",
+        "generation",
+        "opening",
+        "starter",
+        "tracking",
+    }
+    | {"evaluation", "report", "export", "serving", "starter"},
     5: {"run"},
     6: {
         "api",
@@ -31,9 +43,14 @@ FLOORS = {
         "classic",
         "classic_config",
         "cli",
+        "cli_chat",
+        "cli_completion",
         "cli_data",
         "cli_evaluate",
+        "cli_explain",
+        "cli_init",
         "cli_runs",
+        "cli_texts",
         "cli_serve",
         "trainers",
     }

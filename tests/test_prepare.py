@@ -109,7 +109,7 @@ def test_fault_027_identical_rows_are_counted_with_their_lines(tmp_path: Path) -
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     report = prepare.read(str(path), DataSection()).report
     assert report["repeated"] == 2
-    assert any("2 rows repeat an earlier one word for word (lines 15, 16)" in warning for warning in report["warnings"])
+    assert "2 rows repeat an earlier one word for word (lines 15, 16)" in report["repeats"][0]
 
 
 def test_max_samples_are_chosen_before_the_split() -> None:

@@ -668,14 +668,14 @@ def test_fault_098_a_run_at_work_is_not_removed_and_is_read_consistently(at: Cam
     def meddle(event: Event) -> None:
         if isinstance(event, Stepped) and event.step == 8:
             with pytest.raises(BusyError) as caught:
-                runs_command(["rm", str(folder.path)])
+                runs_command(["rm", str(folder.path), "--yes"])
             codes.append(caught.value.exit_code)
             codes.append(at.run(["generate", str(folder.path), "--prompt", "Who?"]))  # from the newest whole checkpoint
 
     run(asked(at, tmp_path), meddle)
     assert codes == [7, 0], at.said.read_text()
     assert story(folder) == at.reference("lora")
-    assert runs_command(["rm", str(folder.path)]) == 0
+    assert runs_command(["rm", str(folder.path), "--yes"]) == 0
     assert not folder.path.exists()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -165,14 +165,14 @@ def generate(
 
 def generate_all(
     model: str,
-    prompts: list[str],
+    prompts: Sequence[str | list[dict[str, Any]]],
     *,
     system: str | None = None,
     how: GenerationSection | None = None,
     seed: int = 0,
     dtype: str | None = None,
 ) -> list[str]:
-    """The answers to many prompts, computed together."""
+    """The answers to many prompts, or to conversations that end with a question, computed together."""
     from llm_finetune_kit.generation import answers
 
     opened = _open(model, dtype)
@@ -203,13 +203,12 @@ def stream(
 
 
 def _open(model: str, dtype: str | None) -> Any:
-    from llm_finetune_kit.hardware import this_machine
-    from llm_finetune_kit.opening import open_model
+    from llm_finetune_kit.opening import open_here
 
-    machine = this_machine()
-    return open_model(model, dtype=dtype or ("bfloat16" if machine.bfloat16 else "float32"), device=machine.device)
+    return open_here(model, dtype)
 
 
-def _prompt_ids(opened: Any, prompt: str, system: str | None) -> Any:
-    messages = [{"role": "system", "content": system}] if system else []
-    return opened.chat.prompt_ids([*messages, {"role": "user", "content": prompt}])
+def _prompt_ids(opened: Any, prompt: str | list[dict[str, Any]], system: str | None) -> Any:
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    own = messages[0]["role"] == "system"
+    return opened.chat.prompt_ids([{"role": "system", "content": system}, *messages] if system and not own else messages)

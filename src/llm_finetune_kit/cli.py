@@ -9,19 +9,22 @@ import json
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from llm_finetune_kit import cli_evaluate, cli_serve
-from llm_finetune_kit.arguments import FLAGS, SHORT, Parser, asked_config
+from llm_finetune_kit import cli_evaluate
+from llm_finetune_kit.arguments import EXITS, FLAGS, SHORT, Parser, asked_config
+from llm_finetune_kit.cli_texts import parser_of
 from llm_finetune_kit.config import RunConfig, knobs
 from llm_finetune_kit.errors import OUR_BUG, KitError, MachineError, UsageError, nearest
 from llm_finetune_kit.hardware import share_the_machine
 
 COMMANDS = {
     "train": "fine-tune a model (the default command)",
-    "demo": "fine-tune the embedded small model: no network, no GPU, under a minute",
+    "demo": "fine-tune the small model inside the package: no network, no GPU",
     "resume": "go on with a run that was stopped",
     "runs": "list all runs and how they stand; show one, or remove it",
     "report": "renew the report of a run",
@@ -29,8 +32,24 @@ COMMANDS = {
     "models": "list the models that have a short name, and what fits here",
     "doctor": "find what is wrong with this machine, and how to mend it",
     **cli_evaluate.COMMANDS,
-    **cli_serve.COMMANDS,
     "data": "check, preview or convert training data; look at the cache",
+    "serve": "answer over HTTP, in the form of OpenAI's chat API",
+    "init": "write a config to begin with",
+    "explain": "explain a setting or an error code",
+    "chat": "talk with a model, answer by answer",
+    "completion": "print a script that completes words in a shell",
+}
+
+# Commands that have a file of their own, which is loaded when they are called.
+ELSEWHERE = {
+    "resume": "cli_runs",
+    "runs": "cli_runs",
+    "report": "cli_runs",
+    "init": "cli_init",
+    "explain": "cli_explain",
+    "chat": "cli_chat",
+    "serve": "cli_serve",
+    "completion": "cli_completion",
 }
 
 EXAMPLES = """\
@@ -113,7 +132,7 @@ def _calm() -> None:
 
 def _normalised(words: list[str]) -> list[str]:
     """Flags may be written with underscores, and the command `train` may be left out."""
-    words = [_dashed(word) for word in words]
+    words = [dashed(word) for word in words]
     if words[:1] == ["help"]:
         words = [*words[1:2], "--help"]
     if not words or words[0] in ("-h", "--help", "--version") or words[0] in COMMANDS:
@@ -125,7 +144,8 @@ def _normalised(words: list[str]) -> list[str]:
     raise UsageError(1, f"there is no command {words[0]}", fix=f"{hint}commands: {', '.join(COMMANDS)}")
 
 
-def _dashed(word: str) -> str:
+def dashed(word: str) -> str:
+    """A flag with dashes for its underscores; any other word as it is."""
     if not word.startswith("--"):
         return word
     flag, equals, value = word.partition("=")
@@ -133,7 +153,7 @@ def _dashed(word: str) -> str:
 
 
 def _parser(command: str) -> Parser:
-    parser = Parser(prog=f"finetune {command}", description=COMMANDS[command], allow_abbrev=False)
+    parser = parser_of(command, COMMANDS[command])
     if command in ("train", "plan", "demo"):
         _config_arguments(parser, command)
     if command == "models":
@@ -183,14 +203,11 @@ def _dispatch(words: list[str]) -> int:
         from llm_finetune_kit.cli_data import data_command
 
         return data_command(words[1:])
-    if command in ("resume", "report", "runs"):
-        from llm_finetune_kit import cli_runs
-
-        return int(vars(cli_runs)[f"{command}_command"](words[1:]))
+    if command in ELSEWHERE:
+        home = import_module(f"llm_finetune_kit.{ELSEWHERE[command]}")
+        return int(vars(home)[f"{command}_command"](words[1:]))
     if command in cli_evaluate.COMMANDS:
         return cli_evaluate.evaluate_command(command, words[1:])
-    if command in cli_serve.COMMANDS:
-        return cli_serve.serve_command(words[1:])
     asked = _parser(command).parse_all(words[1:])
     handler: Callable[[argparse.Namespace], int] = globals()[f"_{command}"]
     return handler(asked)
@@ -204,12 +221,18 @@ def _overview() -> str:
         "",
         "commands:",
     ]
-    lines += [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
+    lines += [f"  {name:<11} {text}" for name, text in COMMANDS.items()]
     lines += ["", "`finetune COMMAND --help` tells more. The most used options of train:"]
     known = knobs()
-    lines += [f"  {flag:<31} {known[knob].description}" for flag, knob in FLAGS.items()]
-    lines += ["  section.key=value               any other setting, for example lora.alpha=64", "", EXAMPLES]
-    return "\n".join(lines)
+    lines += [_option(flag, known[knob].description) for flag, knob in FLAGS.items()]
+    lines += [_option("section.key=value", "any other setting, for example lora.alpha=64"), "", EXAMPLES, "exit codes:"]
+    return "\n".join([*lines, *(f"  {code:<3}  {means}" for code, means in EXITS.items())])
+
+
+def _option(flag: str, text: str) -> str:
+    """A flag with its help beside it, or below it where it is long, in 80 columns."""
+    first = f"  {flag:<19} " if len(flag) < 20 else f"  {flag}\n{'':22}"
+    return first + textwrap.fill(text, 80 - 22, break_on_hyphens=False).replace("\n", "\n" + " " * 22)
 
 
 def _train(asked: argparse.Namespace) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import time
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -17,24 +16,23 @@ if TYPE_CHECKING:
     from llm_finetune_kit.serving.answering import Answered
     from llm_finetune_kit.serving.server import Heard, Listening
 
-COMMANDS = {"serve": "answer over HTTP, in the form of OpenAI's chat API"}
+TEXT = """\
+answer over HTTP, in the form of OpenAI's chat API
 
-ABOUT = """\
-answer over HTTP, in the form of OpenAI's chat API (docs/serving.md)
-
-The model is a run, outputs/final, a folder, a known name or a hub id. A tuned
-adapter is served as `tuned`, and its base as `base`. Only this machine can reach
-it; with a token, others may:
-
-  finetune serve outputs/final
-  python -c "import secrets; print(secrets.token_urlsafe(32))" > token.txt
-  finetune serve outputs/final --host 0.0.0.0 --token-file token.txt
+The model is a run, outputs/final, a folder, a known name or a hub id. A tuned adapter is served as `tuned`, and its base as
+`base`. Only this machine can reach it; with a token, others may. docs/serving.md has clients and limits.
 """
+EXAMPLES = (
+    "finetune serve outputs/final",
+    "finetune serve demo --port 0",
+    "finetune serve outputs/final --host 0.0.0.0 --token-file token.txt",
+    "finetune serve outputs/final --cors http://localhost:3000",
+)
 
 
 def serve_command(words: Sequence[str]) -> int:
     """`finetune serve MODEL`; returns the exit code once it was told to end."""
-    parser = Parser(prog="finetune serve", description=ABOUT, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(prog="finetune serve", description=TEXT, examples=EXAMPLES, exits=(0, 2, 4, 5, 7))
     parser.add_argument("model", nargs="?", help="what to serve, for example outputs/final")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1, this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default 8000; 0 takes any that is free)")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetune_kit.config import ALIASES, GenerationSection, RunConfig, knobs
-from llm_finetune_kit.errors import ConfigError, MachineError, nearest
+from llm_finetune_kit.errors import ConfigError, Interrupted, MachineError, nearest
 from llm_finetune_kit.events import Event, Listen, Stepped
 from llm_finetune_kit.settings import changed
 
@@ -169,4 +169,7 @@ def _run(config: RunConfig, listen: Listen | None, model: Any) -> Any:
     from llm_finetune_kit.terminal import Terminal
 
     with Terminal() as terminal:
-        return run(config, terminal, loaded=model)
+        try:
+            return run(config, terminal, loaded=model)
+        except Interrupted as stop:  # no fault: what was saved and how to go on matters, not where it happened
+            raise stop.with_traceback(None) from None

@@ -99,16 +99,27 @@ def _understood(spec: Any, settings: DataSection, seed: int) -> Read:
     copies = similar.exact_duplicates(similar.Texts(formatted.examples))
     later = [formatted.examples[again].row for _, again in copies]
     warnings = [*limited(source), *broken_in_words(source), *formatted.warnings]
-    if later:
-        said = "1 row repeats an earlier one" if len(later) == 1 else f"{len(later):,} rows repeat an earlier one"
-        warnings.append(f"{source.name}: {said} word for word ({source.spots(later)})")
     dropped = [*source.broken.items(), *((source.place(row), reason) for row, reason in formatted.dropped)]
     report = _report(source, detected.format.name, detected.why, len(formatted.examples)) | {
         "repeated": len(later),
+        "repeats": [f"{source.name}: {repeats_in_words(len(later))} ({source.spots(later)})"] if later else [],
         "dropped": [{"place": place, "reason": reason} for place, reason in dropped],
         "warnings": warnings,
     }
     return Read(spec, source.name, source.fingerprint, source, formatted, report)
+
+
+def repeats_in_words(rows: int) -> str:
+    """So many rows that say the same as an earlier one."""
+    return f"{rows:,} {'row repeats' if rows == 1 else 'rows repeat'} an earlier one word for word"
+
+
+def repeats(report: dict[str, Any], used: Tokens, most: int | None) -> list[str]:
+    """What is to be said of copies: of all rows, or where only `most` of them are used, of those."""
+    if most is None or most >= report["rows"]:
+        return list(report.get("repeats", ()))
+    copies = len(used) - len({used.example(index)[0].tobytes() for index in range(len(used))})
+    return [f"of the rows that are used, {repeats_in_words(copies)}"] if copies else []
 
 
 def limited(source: Source) -> list[str]:

@@ -87,7 +87,7 @@ def answers(
 
 def fitted(model: Any, prompts: list[list[int]], how: GenerationSection) -> list[list[int]]:
     """The prompts, each with room for an answer after it: a longer one loses its beginning."""
-    room = _positions(model) - _new_tokens(model, how)
+    room = positions(model) - _new_tokens(model, how)
     return [ids[-room:] for ids in prompts]
 
 
@@ -195,8 +195,9 @@ def _cache_bytes(model: Any) -> int:
 
 
 def _new_tokens(model: Any, how: GenerationSection) -> int:
-    return min(how.max_new_tokens, _positions(model) - 1)
+    return min(how.max_new_tokens, positions(model) - 1)
 
 
-def _positions(model: Any) -> int:
+def positions(model: Any) -> int:
+    """How many tokens the model can read and write in all."""
     return int(getattr(model.config, "max_position_embeddings", 2048))
