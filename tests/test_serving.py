@@ -155,6 +155,8 @@ def test_an_answer_ends_before_its_stop_text_whole_and_in_pieces(served: Served)
     assert whole["usage"]["completion_tokens"] < 40
     pieces = [event["choices"][0]["delta"].get("content", "") for event in served.stream(body)]
     assert "".join(pieces) == due[: due.index(stop)].rstrip()
+    held = body | {"stop": due[-5:] + "and more"}  # the end of the answer may be the beginning of this
+    assert served.post(held)[2]["choices"][0]["message"]["content"] == due
 
 
 def test_text_is_cut_the_same_wherever_its_pieces_begin() -> None:
@@ -186,6 +188,7 @@ WRONG: dict[str, tuple[Any, int, str]] = {
     "nothing": ({}, 400, "missing_required_parameter"),
     "no messages": ({"messages": []}, 400, "invalid_value"),
     "a million messages": (b'{"model":"tuned","messages":[' + b"0," * 999_999 + b"0]}", 400, "invalid_value"),
+    "very many messages": ({"messages": [{"role": "user", "content": ""}] * 100_000}, 400, "invalid_value"),
     "100 MB": (b"x" * 100_000_000, 413, "request_too_large"),
     "another model": ({"model": "gpt-4"}, 404, "model_not_found"),
     "too many tokens": ({"max_tokens": 10**9}, 400, "invalid_value"),
