@@ -361,10 +361,10 @@ def test_98_a_run_that_is_being_written_is_served_from_one_whole_state(tmp_path:
             time.sleep(0.05)
         seen = [0.0]
         while seen[-1] < LAST:
-            opened = server.opened_whole(str(run.path), dtype="float32", device="cpu")
+            opened, folder = server.opened_whole(str(run.path), dtype="float32", device="cpu")
             parts = [part for name, part in opened.model.named_parameters() if "lora_" in name]
             values = {float(value) for part in parts for value in part.unique()}
-            assert len(values) == 1
+            assert values == {float(folder.rpartition("-")[2])}
             seen += values
     finally:
         writer.join()
@@ -391,7 +391,7 @@ def test_98_what_was_replaced_while_it_was_read_is_read_again(
 
     put(0)
     monkeypatch.setattr(server, "open_model", between)
-    assert server.opened_whole(str(folder), dtype="float32", device="cpu") == 3
+    assert server.opened_whole(str(folder), dtype="float32", device="cpu") == (3, str(folder))
     monkeypatch.setattr(server, "open_model", lambda model, **_: put(len(read)) or read.append(0))
     with pytest.raises(BusyError, match="faster than it can be read"):
         server.opened_whole(str(folder), dtype="float32", device="cpu")

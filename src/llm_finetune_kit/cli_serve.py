@@ -76,9 +76,10 @@ def _listening(said: Listening, token_file: str | None) -> str:
     lines = [f"curl {said.address}/v1/chat/completions", '-H "Content-Type: application/json"']
     lines += [f'-H "Authorization: Bearer $(cat {shlex.quote(token_file)})"'] if token_file else []
     lines += [f'''-d '{{"model": "{said.models[0]}", "messages": [{{"role": "user", "content": "Hello"}}]}}\'''']
+    source = "" if said.folder in said.models else f" ({said.folder})"
     command = " \\\n    ".join(lines)
     return f"""\
-{" and ".join(said.models)}: ready on {said.device} in {said.dtype}
+{" and ".join(said.models)}{source}: ready on {said.device} in {said.dtype}
 listening on {said.address}/v1; Ctrl+C ends it. Try it:
 
   {command}

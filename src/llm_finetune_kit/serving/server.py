@@ -28,9 +28,10 @@ TRIES = 10  # to open a run that is being written: what was newest may be gone b
 
 @dataclass(frozen=True)
 class Listening:
-    """The server is ready: under this address, with these models, in this number format on this device."""
+    """The server is ready: under this address, with these models out of this folder, in this number format on this device."""
 
     address: str
+    folder: str
     models: list[str]
     dtype: str
     device: str
@@ -43,10 +44,10 @@ def serve(model: str, rules: Rules, listener: socket.socket, *, dtype: str | Non
     """Answer requests on a bound socket until SIGINT or SIGTERM. Tells `heard` when it listens, and of every answer."""
     machine = this_machine()
     dtype = dtype or ("bfloat16" if machine.bfloat16 else "float32")
-    opened = opened_whole(model, dtype=dtype, device=machine.device)
+    opened, folder = opened_whole(model, dtype=dtype, device=machine.device)
     line = Line(opened, heard)
     api = ChatAPI(opened, line)
-    ready = Listening(address_of(listener), api.ids, dtype, machine.device)
+    ready = Listening(address_of(listener), folder, api.ids, dtype, machine.device)
     server = Server(Guard(api.app(), rules), line, lambda: heard(ready))
     with _ended_by_signals():
         asyncio.run(server.serve(sockets=[listener]))
@@ -73,10 +74,10 @@ class Server(uvicorn.Server):  # type: ignore[misc]
         await super().shutdown(sockets=sockets)
 
 
-def opened_whole(model: str, *, dtype: str, device: str) -> Opened:
+def opened_whole(model: str, *, dtype: str, device: str) -> tuple[Opened, str]:
     """`open_model` of one committed state, also while a run writes: what is replaced while it is read is read again.
 
-    Raises BusyError where that goes on and on.
+    The folder of that state comes with it (the name itself where it is none). Raises BusyError where that goes on and on.
     """
     for _ in range(TRIES):
         before = _state(model)
@@ -87,7 +88,7 @@ def opened_whole(model: str, *, dtype: str, device: str) -> Opened:
                 raise
             continue
         if _state(model) == before:
-            return opened
+            return opened, before[0]
     fix = "wait until it has ended, or serve one of its checkpoints"
     raise BusyError(21, "the model is replaced faster than it can be read", where=model, fix=fix)
 
