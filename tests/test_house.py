@@ -49,6 +49,7 @@ FLOORS = {
         "cli_evaluate",
         "cli_explain",
         "cli_init",
+        "cli_machine",
         "cli_runs",
         "cli_texts",
         "cli_serve",

@@ -12,8 +12,6 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from pathlib import Path
-from typing import Any
 
 from llm_finetune_kit import cli_evaluate
 from llm_finetune_kit.arguments import EXITS, FLAGS, SHORT, Parser, asked_config
@@ -45,6 +43,8 @@ ELSEWHERE = {
     "resume": "cli_runs",
     "runs": "cli_runs",
     "report": "cli_runs",
+    "models": "cli_machine",
+    "doctor": "cli_machine",
     "init": "cli_init",
     "explain": "cli_explain",
     "chat": "cli_chat",
@@ -134,7 +134,7 @@ def _normalised(words: list[str]) -> list[str]:
     """Flags may be written with underscores, and the command `train` may be left out."""
     words = [dashed(word) for word in words]
     if words[:1] == ["help"]:
-        words = [*words[1:2], "--help"]
+        words = [*words[1:], "--help"]
     if not words or words[0] in ("-h", "--help", "--version") or words[0] in COMMANDS:
         return words
     if words[0].startswith("-") or "=" in words[0] or words[0].endswith((".yaml", ".yml")):
@@ -154,16 +154,8 @@ def dashed(word: str) -> str:
 
 def _parser(command: str) -> Parser:
     parser = parser_of(command, COMMANDS[command])
-    if command in ("train", "plan", "demo"):
-        _config_arguments(parser, command)
-    if command == "models":
-        parser.add_argument("--on", metavar="MACHINE", help="look what fits another machine")
-        parser.add_argument("--fits", action="store_true", help="only models that can be fine-tuned there")
-    if command == "doctor":
-        parser.add_argument("--output-dir", default="outputs", help="folder that will hold the runs")
-        parser.add_argument("--online", action="store_true", help="ask the hub for an answer, too")
-        parser.add_argument("--deep", action="store_true", help="import torch and the extras, too, which takes some seconds")
-    if command in ("plan", "models", "doctor"):
+    _config_arguments(parser, command)
+    if command == "plan":
         parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -276,59 +268,3 @@ def _show_plan(asked: argparse.Namespace) -> int:
     if as_json:
         print(json.dumps(plan.to_dict(), indent=2, default=str))
     return 0
-
-
-def _models(asked: argparse.Namespace) -> int:
-    from llm_finetune_kit.hardware import machine_named, this_machine
-    from llm_finetune_kit.models.known import rows
-
-    machine = machine_named(asked.on) if asked.on else this_machine()
-    found = [row for row in rows(machine) if not asked.fits or row["fits"] != "no"]
-    if asked.json:
-        print(json.dumps(found, indent=2))
-        return 0
-    from llm_finetune_kit.terminal import WIDE, print_pairs, print_table, show, width
-
-    heads = ("name", "weights", "GPU memory", "takes", "licence", "hub id")
-    shown = len(heads) if width() >= WIDE else len(heads) - 1
-    print_table(heads[:shown], [_shown(row)[:shown] for row in found])
-    show("" if found else f"none of the known models can be fine-tuned on {machine.name}\n")
-    takes = "LoRA; with recompute (LoRA, activations computed twice); QLoRA (4 bits); no"
-    means = [
-        ("GPU memory", "the least and the recommended for adapters, by a rule of thumb", ""),
-        ("takes", f"reckoned for {machine.name}, adapters of rank 16 and rows of 512 tokens: {takes}", ""),
-        ("licence", "* not for commercial use; gated: to be accepted on the hub first", ""),
-        ("others", "any other hub id or local folder works too", "--json has hub ids and templates"),
-    ]
-    print_pairs(means)
-    return 0
-
-
-def _shown(row: dict[str, Any]) -> tuple[str, ...]:
-    four = ", 4 bits" if row["quantization"] == "required" else ""
-    memory = f"{row['minimum_gb']}-{row['recommended_gb']} GB{four}"
-    licence = f"{row['license']}{', gated' if row['gated'] else ''}{'' if row['commercial'] else ' *'}"
-    return row["name"], _count(row["parameters"]), memory, row["fits"], licence, row["hub_id"] or "in the package"
-
-
-def _doctor(asked: argparse.Namespace) -> int:
-    from llm_finetune_kit.doctor import examine
-
-    found = examine(Path(asked.output_dir), online=asked.online, deep=asked.deep)
-    worst = MachineError.exit_code if any(check.status == "fail" for check in found) else 0
-    if asked.json:
-        print(json.dumps([vars(check) for check in found], indent=2))
-        return worst
-    from llm_finetune_kit.terminal import print_table, show
-
-    print_table(("", "what", "found", "fix"), [(check.status, check.name, check.finding, check.fix) for check in found])
-    count = sum(check.status != "ok" for check in found)
-    show(f"\n{count} of {len(found)} need a look" if count else "\nnothing is wrong", style="bold")
-    return worst
-
-
-def _count(number: int) -> str:
-    """1,100,048,384 as `1.1 B`."""
-    if number >= 999_500_000:
-        return f"{number / 1e9:.1f} B"
-    return f"{number / 1e6:.0f} M" if number >= 10_000_000 else f"{number / 1e6:.1f} M"

@@ -61,8 +61,12 @@ def _parser(command: str) -> Parser:
     if command == "preview":
         parser.add_argument("--count", type=int, default=3, help="examples to show (default 3)")
     if command == "convert":
-        parser.add_argument("--to", required=True, help="messages, sharegpt, alpaca, prompt-response, prompt-completion, text")
-        parser.add_argument("--out", required=True, help="the file to write: .jsonl, .json, .csv, .tsv, .parquet (also .gz)")
+        parser.add_argument(
+            "--to", required=True, metavar="SHAPE", help="messages, sharegpt, alpaca, prompt-response, prompt-completion, text"
+        )
+        parser.add_argument(
+            "--out", required=True, metavar="OUT", help="the file to write: .jsonl, .json, .csv, .tsv, .parquet (also .gz)"
+        )
         parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     return parser
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from llm_finetune_kit.arguments import FLAGS, Parser
 from llm_finetune_kit.config import ALIASES, VALUES, RunConfig, Section, knobs
@@ -39,7 +39,8 @@ def explain_command(words: list[str]) -> int:
     parser = Parser(prog="finetune explain", description=TEXT, examples=EXAMPLES)
     parser.add_argument("key", nargs="?", help="a setting, a section, an error code, or errors")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    asked = parser.parse_all(words)
+    flags = ("--json", "--help", "--")  # all others are asked about
+    asked = parser.parse_all([word if word in flags else word.removeprefix("--") for word in words])
     key = (asked.key or "").strip()
     found = _meant(key)
     if asked.json:
@@ -109,7 +110,7 @@ def setting(path: str) -> dict[str, Any]:
     knob = knobs()[path]
     aliases = [alias for alias, meant in ALIASES.items() if meant == path]
     open_to = LEFT_OPEN.get(path)
-    example = open_to.example if open_to else _other(path, knob)
+    example = open_to.example if open_to else _other(knob)
     return {
         "setting": path,
         "means": knob.description,
@@ -126,12 +127,15 @@ def setting(path: str) -> dict[str, Any]:
     }
 
 
-def _other(path: str, knob: Any) -> Any:
+def _other(knob: Any) -> Any:
     """A value that a knob could have instead of its default."""
     if isinstance(knob.default, bool):
         return not knob.default
-    choices = re.findall(r"\w+", expected(path)) if isinstance(knob.default, str) else []
-    return next((word for word in choices if word not in (knob.default, "or", "text")), knob.default)
+    if isinstance(knob.default, (int, float)):
+        whole = isinstance(knob.default, int)
+        return (2 * knob.default or 1) if whole else (knob.default / 2 or 0.1)
+    choices = get_args(knob.annotation)
+    return next((choice for choice in choices if choice != knob.default), f"my-{knob.default}")
 
 
 def _on_resume(path: str) -> str:
@@ -146,12 +150,19 @@ def _on_resume(path: str) -> str:
 
 def _word(value: Any) -> str:
     """A value as a word of the command line, quoted where a shell would take it apart."""
-    if isinstance(value, (list, dict)):
-        import shlex
+    import shlex
 
-        pairs = [f"{name}: {_scalar(one)}" for name, one in value.items()] if isinstance(value, dict) else map(_scalar, value)
-        return shlex.quote(f"{{{', '.join(pairs)}}}" if isinstance(value, dict) else f"[{', '.join(pairs)}]")
-    return f'"{value}"' if isinstance(value, str) and " " in value else _scalar(value)
+    if isinstance(value, dict):
+        return shlex.quote(f"{{{', '.join(f'{name}: {_item(one)}' for name, one in value.items())}}}")
+    if isinstance(value, list):
+        return shlex.quote(f"[{', '.join(map(_item, value))}]")
+    return shlex.quote(value) if isinstance(value, str) else _scalar(value)
+
+
+def _item(value: Any) -> str:
+    """One thing in a list, in quotes where it is more than a word."""
+    plain = not isinstance(value, str) or re.fullmatch(r"[\w.-]+", value)
+    return _scalar(value) if plain else json.dumps(value, ensure_ascii=False)
 
 
 def _scalar(value: Any) -> str:
