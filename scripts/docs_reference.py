@@ -7,18 +7,15 @@ A test fails where a page is not what this makes of the program.
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import json
 import re
-import textwrap
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 import llm_finetune_kit
-from llm_finetune_kit import cli, cli_data
-from llm_finetune_kit.arguments import FLAGS, Parser
+from llm_finetune_kit.arguments import FLAGS
 from llm_finetune_kit.config import ALIASES, RunConfig, Section, knobs
 from llm_finetune_kit.error_codes import error_codes
 from llm_finetune_kit.left_open import LEFT_OPEN
@@ -104,64 +101,6 @@ def other_spellings() -> dict[str, list[str]]:
         if name != knob.rpartition(".")[2]:
             found.setdefault(knob, []).append(name)
     return dict(sorted(found.items()))
-
-
-# --- commands ----------------------------------------------------------------------------------------------
-
-
-class _Found(BaseException):
-    """Raised with a command's parser where it would read the words."""
-
-
-def parser_of(words: list[str]) -> Parser:
-    """The parser that a command makes for its words."""
-    read = Parser.parse_all
-
-    def stop(parser: Parser, words: list[str]) -> argparse.Namespace:
-        raise _Found(parser)
-
-    Parser.parse_all = stop  # type: ignore[method-assign]
-    try:
-        code = cli.main(words)
-    except _Found as found:
-        parser: Parser = found.args[0]
-        return parser
-    finally:
-        Parser.parse_all = read  # type: ignore[method-assign]
-    raise SystemExit(f"finetune {' '.join(words)} has no parser: {code}")
-
-
-def commands() -> str:
-    """Every command with its options and examples."""
-    page = [
-        MADE + "# Every command\n",
-        "`finetune COMMAND --help` shows what stands here. `train` may be left out: `finetune --model gpt2 --data sample:chat`.",
-        "Any [setting](configuration.md) may follow as `section.key=value`.\n",
-    ]
-    names = [[name] for name in cli.COMMANDS if name != "data"] + [["data", name] for name in cli_data.COMMANDS]
-    for words in names:
-        page += _command(" ".join(words), parser_of(words))
-    return "\n".join(page).rstrip() + "\n"
-
-
-def _command(name: str, parser: Parser) -> list[str]:
-    lines = [f"## finetune {name}\n"]
-    for part in (parser.description or "").split("\n\n"):
-        lines.append(f"```\n{part}\n```\n" if re.search(r"^ ", part, re.M) else f"{' '.join(part.split())}\n")
-    actions = [action for action in parser._actions if action.dest != "help"]
-    if actions:
-        lines += ["| option | |", "|---|---|", *map(_option, actions), ""]
-    examples = re.search(r"examples:\n((?:  .*\n?)+)", parser.epilog or "")
-    if examples:
-        lines += [f"```bash\n{textwrap.dedent(examples[1]).rstrip()}\n```\n"]
-    return lines
-
-
-def _option(action: argparse.Action) -> str:
-    value = action.metavar or (" or ".join(map(str, action.choices)) if action.choices else action.dest.upper())
-    names = ", ".join(action.option_strings)
-    spelt = names if action.nargs == 0 else f"{names} {value}".strip()
-    return f"| `{spelt.replace('|', 'or')}` | {action.help} |"
 
 
 # --- errors ------------------------------------------------------------------------------------------------
@@ -285,7 +224,6 @@ def architecture() -> str:
 
 
 PAGES = {
-    "commands.md": commands,
     "configuration.md": configuration,
     "troubleshooting.md": troubleshooting,
     "python.md": python,

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from llm_finetune_kit.hardware import share_the_machine
+
 if TYPE_CHECKING:
     from llm_finetune_kit.events import Event
     from llm_finetune_kit.run import Result
@@ -21,7 +23,9 @@ SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the program does; here torch is loaded before it
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # each of several processes has its own core
+share_the_machine()  # as the program does; here torch is loaded before it
 
 
 @pytest.fixture(autouse=True)

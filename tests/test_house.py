@@ -52,6 +52,7 @@ FLOORS = {
         "cli_machine",
         "cli_runs",
         "cli_texts",
+        "cli_serve",
         "trainers",
     }
     | {"terminal", "ui", "__init__", "__main__"},

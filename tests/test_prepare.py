@@ -112,6 +112,17 @@ def test_fault_027_identical_rows_are_counted_with_their_lines(tmp_path: Path) -
     assert "2 rows repeat an earlier one word for word (lines 15, 16)" in report["repeats"][0]
 
 
+def test_copies_are_told_of_the_rows_that_are_used(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": f"The {thing} is here."}) + "\n" for thing in (*THINGS, *THINGS[:2])))
+    report = prepare.read(str(path), DataSection()).report
+    tokens = encoded([f"The {thing} is here." for thing in (*THINGS, THINGS[0])]).tokens
+    few = tokens.select(np.arange(3))
+    assert prepare.repeats(report, few, None) == report["repeats"] and report["repeats"]
+    assert prepare.repeats(report, few, 3) == [], "the copies are among the others"
+    assert prepare.repeats(report, tokens, 10) == ["of the rows that are used, 1 row repeats an earlier one word for word"]
+
+
 def test_max_samples_are_chosen_before_the_split() -> None:
     sides = split(encoded(sentences(300)), DataSection(max_samples=100), 42)
     assert sides.held_out is not None and len(sides.train) + len(sides.held_out) == 100

@@ -68,6 +68,9 @@ def commands(pages: Sequence[Path] = PAGES) -> list[Snippet]:
         for line in text.replace("\\\n", " ").splitlines():
             if line.strip() and not line.startswith("#"):
                 found.setdefault(plain(line), place)
+    for place, text in fenced("console", pages):
+        for line in re.findall(r"^\$ (finetune .+)", text, re.M):
+            found.setdefault(plain(line), place)
     for page in pages:
         for command in INLINE.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
             found.setdefault(command, str(page.relative_to(ROOT)))

@@ -161,6 +161,20 @@ def test_help_is_a_page_of_a_manual(words: list[str], capsys: Any) -> None:
         assert re.search(r"\n\n[A-Z`][^\n]{30,}", out), "and says in a paragraph what it does"
 
 
+def test_the_page_of_commands_is_that_of_the_program() -> None:
+    """docs/commands.md has every command, its help as it is now, and an example that was run."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        import docs_commands
+    finally:
+        sys.path.remove(str(ROOT / "scripts"))
+    text = docs_commands.PAGE.read_text(encoding="utf-8")
+    printed = docs_commands.kept(text)
+    assert text == docs_commands.page(printed), "renew it: python scripts/docs_commands.py"
+    assert set(printed) == set(docs_commands.SHOWN) and all(printed.values())
+    assert not re.search(r"Traceback|BUG-001|^error\[", text, re.MULTILINE)
+
+
 def test_the_overview_fits_80_columns_and_tells_exit_codes(capsys: Any) -> None:
     out = answer(capsys, "--help")[1]
     assert max(map(len, out.splitlines())) <= 80
@@ -359,7 +373,7 @@ ROWS: dict[str, tuple[str, list[str]]] = {
     "instructions.json": ('[{"instruction": "Count", "input": "to three"}]', ["Count\n\nto three"]),
     "messages.jsonl": ('{"messages": [{"role": "user", "content": "Where?"}]}\n', ["Where?"]),
     "talk.jsonl": (
-        json.dumps({"messages": [{"role": role, "content": text} for role, text in zip(("user", "assistant") * 2, "abcd")]}),
+        json.dumps({"messages": [{"role": ("user", "assistant")[turn % 2], "content": "abcd"[turn]} for turn in range(4)]}),
         ["a", "b", "c"],
     ),
     "sharegpt.json": ('[{"conversations": [{"from": "human", "value": "Where?"}]}]', ["Where?"]),
@@ -480,7 +494,7 @@ def test_a_chat_works_through_a_pipe(tuned: str, capsys: Any, monkeypatch: Any) 
 def test_a_chat_at_a_terminal_is_stopped_and_ended_by_its_keys(tuned: str, place: Path) -> None:
     ours, theirs = pty.openpty()
     here = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TERM": "dumb", "OMP_NUM_THREADS": "1"}
-    command = [*FINETUNE, "chat", tuned, "--max-new-tokens", "250"]
+    command = [*FINETUNE, "chat", tuned, "--max-new-tokens", "250", "--dtype", "float32"]
     child = subprocess.Popen(command, cwd=place, env=here, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
     os.close(theirs)
     try:

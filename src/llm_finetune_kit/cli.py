@@ -31,6 +31,7 @@ COMMANDS = {
     "doctor": "find what is wrong with this machine, and how to mend it",
     **cli_evaluate.COMMANDS,
     "data": "check, preview or convert training data; look at the cache",
+    "serve": "answer over HTTP, in the form of OpenAI's chat API",
     "init": "write a config to begin with",
     "explain": "explain a setting or an error code",
     "chat": "talk with a model, answer by answer",
@@ -47,6 +48,7 @@ ELSEWHERE = {
     "init": "cli_init",
     "explain": "cli_explain",
     "chat": "cli_chat",
+    "serve": "cli_serve",
     "completion": "cli_completion",
 }
 

@@ -15,9 +15,10 @@ from llm_finetune_kit.config import knobs
 from llm_finetune_kit.errors import KitError
 
 TEXT = """\
-print a script that completes commands, flags, settings, models and runs
+print a script that completes words in a shell
 
-The script asks finetune itself for the words, so it never needs to be made anew.
+It completes commands, flags, settings, models and the names of runs. The script asks the program for them, so it never
+needs to be made anew.
 """
 EXAMPLES = (
     'eval "$(finetune completion bash)"       # for this shell',
