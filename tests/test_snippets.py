@@ -26,11 +26,10 @@ from llm_finetune_kit.settings import load_config
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 INLINE = re.compile(r"(?<!`)`((?:finetune|python main\.py) [^`]+)`")
-OTHERS = ("make", "pip", "python", "python3", ".", ".venv-harness/bin/lm_eval", "OMP_NUM_THREADS=1", "jupyter")
+OTHERS = ("make", "pip", "python", "python3", ".", ".venv-harness/bin/lm_eval", "OMP_NUM_THREADS=1", "jupyter", "curl", "chmod")
 RUN = ("runs", "report", "explain", "models", "init", "generate", "data")  # cheap enough to be run here
-NEEDS = re.compile(
-    r"tinyllama|rm\b|cache|--fits|--stream|[A-Z]{2,}(?!-\d)"
-)  # a download, the user's own, or a word to be filled in
+# A download, what is the user's own, or a word to fill in.
+NEEDS = re.compile(r"tinyllama|rm\b|cache|--fits|--stream|[A-Z]{2,}(?!-\d)")
 NAMED = {("data", name) for name in cli_data.COMMANDS} | {(name,) for name in cli.COMMANDS}  # in running text: the command itself
 ROWS = [{"prompt": f"Is shop {number} open today?", "response": f"Yes, shop {number} closes at 6 pm."} for number in range(4)]
 
@@ -180,6 +179,6 @@ def test_a_python_snippet_runs(snippet: Snippet, place: Path, monkeypatch: pytes
     monkeypatch.chdir(place)
     monkeypatch.setattr(api_evaluate, "NEW_TOKENS", 8)
     text = re.sub(r"(max_steps|batch_size)=\d+", r"\1=2", snippet.text)
-    exec(
-        compile(text, snippet.place, "exec"), {"compare_models": compare_models}
-    )  # a later snippet of a page imports nothing anew
+    code = compile(text, snippet.place, "exec")
+    if "from openai import" not in text:  # that needs a server; tests/test_serving.py has one
+        exec(code, {"compare_models": compare_models})  # a later snippet of a page imports nothing anew
