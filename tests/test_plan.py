@@ -286,9 +286,9 @@ def test_a_probe_of_longer_rows_says_less_of_shorter_ones() -> None:
 
 def test_kernels_of_ever_new_lengths_are_counted() -> None:
     equal = replace(DATA, tokens=512_000)
-    few, many = (plan("smollm2-135m", training__max_steps=steps).memory["kernels"] for steps in (2, 100))
+    few, many = (plan("smollm2-135m", training__max_steps=steps).memory["kernels"] for steps in (1, 100))
     assert few < many == plan("smollm2-135m", training__max_steps=1000).memory["kernels"]
-    assert plan("smollm2-135m", data=equal, training__max_steps=100).memory["kernels"] < few
+    assert plan("smollm2-135m", data=equal, training__max_steps=100).memory["kernels"] == few
 
 
 # --- proof -------------------------------------------------------------------------------------------------

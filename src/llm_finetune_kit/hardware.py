@@ -162,12 +162,13 @@ def share_the_machine() -> None:
     """How torch treats the rest of this machine; what the environment says already stays. Only before torch is loaded.
 
     OpenMP's threads sleep while they wait for each other: spinning ones held the cores that other programs wanted, and steps
-    on two busy cores took 5 to 13 times as long. And oneDNN keeps fewer kernels: it makes some for every new count of tokens
-    and would keep 1,024, which grew a run by 12 MB a step.
+    on two busy cores took 5 to 13 times as long. And oneDNN keeps few kernels, and torch's own store of them one: both make
+    some for every new count of tokens and would keep 1,024, which lay between the tensors and grew a run by 12 MB a step.
     """
     if "torch" not in sys.modules:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
+        os.environ.setdefault("LRU_CACHE_CAPACITY", "1")
 
 
 def _existing(folder: Path) -> Path:
