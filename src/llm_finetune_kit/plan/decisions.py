@@ -16,6 +16,7 @@ from llm_finetune_kit.errors import ConfigError
 
 RANK = 16  # of adapters, where the catalog knows no other
 CPU_BLOCK = 30_000_000  # bytes of one activation above which a CPU's allocator page-faults every time
+SAMPLING = 0.03  # of the training time may go into sample answers that nobody asked for
 MOST_TOKENS = 8192  # of a pass on a GPU: enough to keep it busy
 
 
@@ -140,6 +141,16 @@ def habits(config: Any, machine: Any, data: Any, steps: int, decide: Decisions) 
     decide("training.on_disk_full", training.on_disk_full, *waits)
     if machine.kind == "cpu":
         decide("training.threads", training.threads, machine.cores, "the cores that this process may use")
+
+
+def sampling(answers: float, every: int, steps: int) -> tuple[int, str]:
+    """Steps between sample answers, which take as long as `answers` steps: at evaluations `every` so many steps, or fewer."""
+    times = max(1, math.ceil(answers / (SAMPLING * every)))
+    if times * every >= steps:
+        return steps, f"before and after training only: between them, answers would cost more than {SAMPLING:.0%} of its time"
+    if times == 1:
+        return every, "at every evaluation"
+    return times * every, f"one evaluation in {times}, so that answers cost at most {SAMPLING:.0%} of the training time"
 
 
 def run_name(config: Any) -> str:

@@ -62,6 +62,14 @@ class Rates:
         return self.float32 if dtype == "float32" else self.narrow
 
 
+# What a usual machine computes, where a decision must not depend on how busy this one is.
+USUAL = {
+    "cpu": Rates(1e11, 3e11, 2, "a usual CPU"),
+    "cuda": Rates(3e13, 1.2e14, 8, "a usual GPU"),
+    "mps": Rates(5e12, 5e12, 8, "a usual Apple GPU"),
+}
+
+
 def flops(model: Any, work: Work, tokens: float, targets: float) -> float:
     """Matrix products of a forward and backward pass, attention's core left out."""
     linear, head = model.linear_parameters, model.head_parameters
@@ -123,13 +131,13 @@ def start_seconds(model: Any, work: Work) -> float:
 def run_seconds(
     work: Work, *, step: float, steps: int, evaluation: float, evaluations: int, answers: float, saves: int, start: float
 ) -> dict[str, float]:
-    """Seconds by part of a whole run; answers are given twice, before and after."""
+    """Seconds by part of a whole run; each argument but `step` and `evaluation` is of all of it."""
     files = (4.0 + STATE[work.optimizer]) * work.trained
     parts = {
         "start": START[work.device] + start,
         "training": step * steps,
         "evaluation": evaluation * evaluations,
-        "answers": 2 * answers,
+        "answers": answers,
         "saving": (saves + 1) * (SAVING + files / DISK),
         "report": REPORT,
     }
