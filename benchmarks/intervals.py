@@ -159,7 +159,9 @@ def main() -> None:
     print(head)
     for kind in KINDS:
         found = [coverage(kind, rows, repeats) for rows in ROWS]
-        cells = [f"{100 * ours:.1f} ({100 * plain:.1f})" if silent < 1 else f"– ({100 * plain:.1f})" for ours, plain, silent in found]
+        cells = [
+            f"{100 * ours:.1f} ({100 * plain:.1f})" if silent < 1 else f"– ({100 * plain:.1f})" for ours, plain, silent in found
+        ]
         print(f"| {kind} | " + " | ".join(cells) + " |", flush=True)
     print(f"\nno difference, and one is claimed\n\n{head}")
     for kind in KINDS:

@@ -28,8 +28,8 @@ def score_interval(won: int, lost: int, rows: int, level: float) -> tuple[float,
 def sign_test(won: int, lost: int) -> float:
     """How probable it is, two-sided, that rows which differ fall so unevenly where both ways are equally likely."""
     rows, most = won + lost, max(won, lost)
-    tail = sum(math.comb(rows, count) for count in range(most, rows + 1)) / 2**rows
-    return min(1.0, 2 * tail)
+    tail = sum(math.comb(rows, count) for count in range(most, rows + 1))
+    return min(1.0, float(2 * tail / 2**rows))
 
 
 def _score(won: int, lost: int, rows: int, difference: float) -> float:

@@ -63,9 +63,7 @@ def answer_during(
     return True
 
 
-def _ask(
-    objective: Any, material: Any, prompts: list[Asked], step: int, say: Listen, asked_to_stop: Callable[[], bool]
-) -> None:
+def _ask(objective: Any, material: Any, prompts: list[Asked], step: int, say: Listen, asked_to_stop: Callable[[], bool]) -> None:
     def go_on(_: list[int]) -> bool:
         if asked_to_stop():
             raise _Left
