@@ -210,7 +210,7 @@ class EvaluationSection(Section):
         None,
         ge=1,
         le=MANY,
-        description="Held-out prompts that base and tuned answer; as many as a few seconds allow when not given.",
+        description="Held-out prompts that base and tuned answer; when not given, what a usual machine does in seconds.",
     )
     generation: GenerationSection = GenerationSection()
 

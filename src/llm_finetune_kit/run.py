@@ -229,7 +229,7 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, heard:
     step = _restore_best(folder, objective.model, progress, say)
     answer_samples(objective, material, prompts, step, say)
     save.final(material, step)
-    comparison = compare_run(objective, material, step, progress.seconds, say)
+    comparison = compare_run(objective, material, step, say)
     if comparison is not None:
         save.renew_card(material, step)
     summary = _summary(folder, progress, step)

@@ -33,6 +33,7 @@ from llm_finetune_kit.report import words
 SHOWN = 3  # best and worst examples
 NATS = math.log(2)
 ONLY_ANSWERS = "Nobody can tell: there are no reference answers to measure against, only the answers to look at."
+FORGOTTEN = ((0.03, "a little"), (0.1, "some"), (math.inf, "much"))  # shares below which bits per byte rose
 OUTCOMES = {1: "better", 0: "none", -1: "worse"}
 Row = dict[str, Any]
 
@@ -227,7 +228,14 @@ def _general(base: RowLosses, tuned: RowLosses, seed: int) -> Row:
 def _drift(row: Row, relative: float | None, texts: int) -> str:
     if relative is None or row["outcome"] == "open":
         return f"Whether it forgot what it knew cannot be told from {texts} texts."
-    change = f"bits per byte on {texts} general texts went from {row['base']:.3f} to {row['tuned']:.3f} ({relative:+.1%})"
+    low, high = row["low"] / row["base"], row["high"] / row["base"]
+    sure = f"{relative:+.1%}, with 95 % confidence {low:+.1%} to {high:+.1%}"
+    change = f"bits per byte on {texts} general texts went from {row['base']:.3f} to {row['tuned']:.3f} ({sure})"
     if row["outcome"] == "worse":
-        return f"It forgot some of what it knew: {change}."
+        return f"It forgot {_grade(relative)} of what it knew: {change}."
     return f"No forgetting shown: {change}."
+
+
+def _grade(relative: float) -> str:
+    """How much was forgotten, by how much more surprising general text has become."""
+    return next(word for most, word in FORGOTTEN if relative < most)

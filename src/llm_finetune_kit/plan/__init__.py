@@ -186,7 +186,7 @@ def _draft(
     )
     work = _mechanics(config, machine, model, work, longest * min(examples, data.examples), decide)
     decisions.habits(config, machine, data, steps, decide)
-    decide("evaluation.sample_steps", config.evaluation.sample_steps, *_sampling(config, model, work, data, steps, decide.values))
+    _answers(config, model, work, data, steps, decide)
     saves = -(-steps // int(decide.values["training.save_steps"]))
     moment, memory, needed = _memory(model, work, measured)
     disk = _disk(model, work, min(saves, max(2, training.save_total_limit)))
@@ -317,14 +317,19 @@ def _mean_step(data: DataFacts, seen: float, knobs: Any) -> tuple[float, float, 
     return mean, data.target_tokens / max(1, data.tokens), seen * mean
 
 
-def _sampling(config: RunConfig, model: Any, work: Work, data: DataFacts, steps: int, knobs: Any) -> tuple[int, str]:
-    """Steps between sample answers, and why. It follows from counts, not from this machine's speed now: a run that is begun
-    again tells the same answers."""
-    mean, share, tokens = _mean_step(data, _examples_of_a_step(config, data, steps), knobs)
+def _answers(config: RunConfig, model: Any, work: Work, data: DataFacts, steps: int, decide: Decisions) -> None:
+    """When the model answers during training, and how many prompts base and tuned answer at the end.
+
+    Both follow from counts, not from how fast this machine is now: a run that is begun again tells the same answers.
+    """
+    mean, share, tokens = _mean_step(data, _examples_of_a_step(config, data, steps), decide.values)
     step = speed.step_seconds(model, work, speed.USUAL[work.device], tokens, share * tokens, mean)
-    asked = len(config.evaluation.prompts or ()) or speed.SAMPLES
-    answers = speed.answers_seconds(model, work, asked, config.evaluation.generation.max_new_tokens)
-    return decisions.sampling(answers / step, int(knobs["training.eval_steps"]), steps)
+    asked, evaluation = len(config.evaluation.prompts or ()) or speed.SAMPLES, config.evaluation
+    answers = speed.answers_seconds(model, work, asked, evaluation.generation.max_new_tokens)
+    every = int(decide.values["training.eval_steps"])
+    decide("evaluation.sample_steps", evaluation.sample_steps, *decisions.sampling(answers / step, every, steps))
+    if data.held_out and evaluation.compare:
+        decide("evaluation.rows", evaluation.rows, *decisions.answered(answers / asked, steps * step, data.held_out))
 
 
 def _examples_of_a_step(config: RunConfig, data: DataFacts, steps: int) -> float:

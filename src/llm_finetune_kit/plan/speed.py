@@ -31,6 +31,8 @@ LAYER_CALLS = 4e-4  # seconds a layer takes for one token however small it is
 SAVING = 0.1  # seconds of a checkpoint however small it is
 REPORT = 0.7  # seconds of curves and pages at the end
 SAMPLES = 3  # prompts that are answered before and after training
+TOGETHER = 0.1  # share of the time of an answer by itself that one takes among 64: measured (docs/evaluation.md)
+FEWEST_ANSWERED, MOST_ANSWERED = 4, 256  # prompts of a comparison; beyond them intervals hardly get narrower for the cost
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,11 @@ def answers_seconds(model: Any, work: Work, prompts: int, tokens: int) -> float:
     once = weight_bytes(model, replace(work, method="lora", quantization=None)) / READING[work.device]
     unpacked = model.linear_parameters / UNPACKING[work.device] if work.quantization else 0.0
     return prompts * tokens * float(once + unpacked + model.layers * LAYER_CALLS)
+
+
+def prompts_within(seconds: float, alone: float) -> int:
+    """How many prompts two models answer in that time, where an answer by itself takes `alone` seconds."""
+    return min(MOST_ANSWERED, max(FEWEST_ANSWERED, int(seconds / (2 * TOGETHER * alone))))
 
 
 def start_seconds(model: Any, work: Work) -> float:

@@ -35,8 +35,8 @@ CURVES: tuple[tuple[str, str, Value], ...] = (
     ),
     (
         MEMORY,
-        "What the program held after each step; it should settle, and steady growth ends badly. Dashed: the planned peak, which is "
-        "reached inside a step or outside of training.",
+        "What the program held after each step: it should settle, as steady growth ends badly. Dashed: the planned peak, "
+        "which is reached inside a step.",
         lambda event: event.memory / GB if event.memory is not None else math.nan,
     ),
 )
