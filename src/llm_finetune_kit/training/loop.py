@@ -37,10 +37,10 @@ class Schedule:
     max_grad_norm: float
     eval_steps: int
     save_steps: int
-    sample_steps: int
     patience: int | None
     seed: int
     scaled: bool = False  # float16 products, whose loss is scaled
+    sample_steps: int | None = None  # between answers during training; without it there are none
 
     @property
     def steps(self) -> int:
@@ -121,7 +121,8 @@ def _due(step: int, every: int, last: int) -> bool:
 
 def _sample_due(progress: Progress, schedule: Schedule) -> bool:
     """Whether the model is to answer now; after the last step the run asks what it keeps, which may be of another step."""
-    return progress.sampled < progress.step < schedule.steps and progress.step % schedule.sample_steps == 0
+    every = schedule.sample_steps
+    return every is not None and progress.sampled < progress.step < schedule.steps and progress.step % every == 0
 
 
 def _one_step(
