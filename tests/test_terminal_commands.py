@@ -361,6 +361,11 @@ def test_the_list_of_runs_says_why_one_ended(capsys: Any) -> None:
 # --- generate ----------------------------------------------------------------------------------------------
 
 
+def test_an_unknown_module_is_told_before_weights_are_fetched(capsys: Any) -> None:
+    code, _, err = answer(capsys, "plan", "--model", "demo", "--data", "sample:chat", "lora.modules_to_save=[embed_token]")
+    assert code == 2 and "error[CONFIG-062]" in err and "did you mean embed_tokens?" in err and "loading" not in err
+
+
 def test_an_empty_prompt_is_refused(capsys: Any) -> None:
     code, _, err = answer(capsys, "generate", "demo", "--prompt", " ")
     assert code == 2 and "the prompt is empty" in err

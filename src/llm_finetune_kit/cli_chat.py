@@ -10,7 +10,10 @@ from typing import Any
 
 from llm_finetune_kit.arguments import Parser
 from llm_finetune_kit.cli_evaluate import checked_model, decoding, decoding_arguments
+from llm_finetune_kit.config import GenerationSection
 from llm_finetune_kit.errors import KitError, nearest
+
+NEW_TOKENS = 256  # of an answer in a talk
 
 TEXT = """\
 talk with a model, answer by answer
@@ -41,10 +44,12 @@ def chat_command(words: list[str]) -> int:
     help_text = "a model name, a run, a folder (default outputs/final: the newest run's)"
     parser.add_argument("model", nargs="?", default="outputs/final", help=help_text)
     parser.add_argument("--system", default="", help="what the model is told before the talk")
-    decoding_arguments(parser, max_new_tokens=256)
+    decoding_arguments(parser, str(NEW_TOKENS))
+    parser.add_argument("--seed", type=int, default=0, help="seed for sampling")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="number format (default: by machine)")
     asked = parser.parse_all(words)
-    model, how = checked_model(asked.model), decoding(asked)
+    model = checked_model(asked.model)
+    how = GenerationSection(**{"max_new_tokens": NEW_TOKENS} | decoding(asked))
     _tell(f"loading {model}")
     from llm_finetune_kit.generation.conversation import Conversation
     from llm_finetune_kit.opening import open_here

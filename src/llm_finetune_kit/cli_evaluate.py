@@ -14,6 +14,8 @@ from llm_finetune_kit.cli_texts import parser_of
 from llm_finetune_kit.config import GenerationSection
 from llm_finetune_kit.errors import TrainingError, UsageError
 
+NEW_TOKENS = 128  # of an answer that somebody waits for
+
 COMMANDS = {
     "generate": "answer a prompt with a model, a run or an adapter",
     "eval": "measure a model on held-out data",
@@ -45,24 +47,26 @@ def _parser(command: str) -> Parser:
         parser.add_argument("--data", "-d", required=True, help="held-out rows in any format that training reads")
     if command in ("eval", "compare"):
         parser.add_argument("--max-length", type=int, help="longest example in tokens (default: the model's limit)")
-    if command in ("generate", "compare"):
-        decoding_arguments(parser)
+    if command == "generate":
+        decoding_arguments(parser, str(NEW_TOKENS))
+        parser.add_argument("--seed", type=int, default=0, help="seed for sampling")
+    if command == "compare":
+        decoding_arguments(parser, "as in the run, else 64")
+        parser.add_argument("--seed", type=int, help="seed for sampling and for which rows are asked (default: as in the run)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="number format (default: by machine)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
-def decoding_arguments(parser: argparse.ArgumentParser, max_new_tokens: int = 128) -> None:
-    """The flags that say how answers are produced; see `decoding`."""
+def decoding_arguments(parser: argparse.ArgumentParser, usual: str) -> None:
+    """The flags that say how answers are produced; see `decoding`. `usual` says how many tokens where none are named."""
     known = GenerationSection.model_fields
-    longest = f"longest answer in tokens (default {max_new_tokens})"
-    parser.add_argument("--max-new-tokens", type=int, default=max_new_tokens, help=longest)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 always takes the likeliest token (default)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="sample from the likeliest tokens of this share")
+    parser.add_argument("--max-new-tokens", type=int, help=f"longest answer in tokens (default {usual})")
+    parser.add_argument("--temperature", type=float, help="0 always takes the likeliest token (default)")
+    parser.add_argument("--top-p", type=float, help="sample from the likeliest tokens of this share")
     parser.add_argument("--top-k", type=int, help=known["top_k"].description)
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, help=known["repetition_penalty"].description)
-    parser.add_argument("--num-beams", type=int, default=1, help="beam search width")
-    parser.add_argument("--seed", type=int, default=0, help="seed for sampling, and for which rows are asked")
+    parser.add_argument("--repetition-penalty", type=float, help=known["repetition_penalty"].description)
+    parser.add_argument("--num-beams", type=int, help="beam search width")
 
 
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,17 +74,19 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", nargs="*", metavar="MODEL", help=help_text)
     parser.add_argument("--data", "-d", help="rows that neither was trained on (default: the held-out rows of the run)")
     parser.add_argument("--metrics", help="names with commas between them (default: what suits the reference answers)")
-    parser.add_argument("--rows", type=int, help="prompts that both answer (default: as many as a minute allows)")
+    parser.add_argument("--rows", type=int, help="prompts that both answer (default: as in the run, else by the models' size)")
+    parser.add_argument("--out", metavar="FOLDER", help="write comparison.md, eval_results.json and eval_results.csv there")
     parser.add_argument("--fail-if-worse", action="store_true", help="exit with 6 where the tuned model is shown to be worse")
 
 
-def decoding(asked: argparse.Namespace) -> GenerationSection:
-    """What the flags of `decoding_arguments` say. Raises ConfigError for values that cannot be."""
+def decoding(asked: argparse.Namespace) -> dict[str, Any]:
+    """What the flags of `decoding_arguments` ask for. Raises ConfigError for values that cannot be."""
     from llm_finetune_kit.config import RunConfig
     from llm_finetune_kit.settings import changed
 
-    values = {f"evaluation.generation.{name}": getattr(asked, name) for name in GenerationSection.model_fields}
-    return changed(RunConfig(), values).evaluation.generation
+    given = {name: value for name in GenerationSection.model_fields if (value := getattr(asked, name)) is not None}
+    changed(RunConfig(), {f"evaluation.generation.{name}": value for name, value in given.items()})
+    return given
 
 
 def _which_model(asked: argparse.Namespace) -> str:
@@ -118,7 +124,7 @@ def _generate(asked: argparse.Namespace) -> int:
         raise UsageError(2, "--stream shows one answer as text", fix="leave out --json and --prompts, or --stream")
     if asked.prompt is not None and not asked.prompt.strip():
         raise UsageError(2, "the prompt is empty", fix='write what to ask: --prompt "How do I reset my password?"')
-    model, how = _which_model(asked), decoding(asked)
+    model, how = _which_model(asked), GenerationSection(**{"max_new_tokens": NEW_TOKENS} | decoding(asked))
     from llm_finetune_kit.data.questions import questions
 
     prompts = [[{"role": "user", "content": asked.prompt}]] if asked.prompts is None else questions(asked.prompts)
@@ -193,6 +199,7 @@ def _compare(asked: argparse.Namespace) -> int:
         from llm_finetune_kit.data.prepare import read
 
         read(asked.data, DataSection())
+    out = _out(asked.out)
     models = [checked_model(name) for name in asked.models]
     from llm_finetune_kit.api_evaluate import compare_models
 
@@ -207,6 +214,10 @@ def _compare(asked: argparse.Namespace) -> int:
         dtype=asked.dtype,
         seed=asked.seed,
     )
+    if out is not None:
+        from llm_finetune_kit.report.write import write_comparison
+
+        write_comparison(out, found)
     if asked.json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
@@ -216,6 +227,19 @@ def _compare(asked: argparse.Namespace) -> int:
     if asked.fail_if_worse:
         refuse_worse(found)
     return 0
+
+
+def _out(name: str | None) -> Path | None:
+    """The folder for the files of a comparison. Raises UsageError for one that holds a run, whose own files have these names."""
+    from llm_finetune_kit.folder import EVENTS
+
+    if name is None:
+        return None
+    out = Path(name)
+    if out.is_file() or (out / EVENTS).exists():
+        problem = "it is a file" if out.is_file() else "it is a run, with files of the same names"
+        raise UsageError(26, problem, where=f"--out {name}", fix="name a folder of its own")
+    return out
 
 
 def refuse_worse(comparison: dict[str, Any] | None) -> None:

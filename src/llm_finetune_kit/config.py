@@ -197,14 +197,20 @@ class GenerationSection(Section):
 class EvaluationSection(Section):
     """How the result is judged."""
 
-    prompts: list[str] | None = Field(None, description="Prompts answered before and after training.")
+    prompts: list[str] | None = Field(None, description="Prompts answered before, during and after training.")
+    sample_steps: int | None = Field(
+        None,
+        ge=1,
+        description="Optimizer steps between sample answers during training; at evaluations, where that costs little, when not "
+        "given. A number above the run's steps leaves them out.",
+    )
     compare: bool = Field(True, description="At the end, compare base and tuned on held-out rows, with intervals.")
     metrics: list[MetricName] | None = Field(None, description="What is compared (default: what suits the held-out answers).")
     rows: int | None = Field(
         None,
         ge=1,
         le=MANY,
-        description="Held-out prompts that base and tuned answer; as many as a few seconds allow when not given.",
+        description="Held-out prompts that base and tuned answer; when not given, what a usual machine does in seconds.",
     )
     generation: GenerationSection = GenerationSection()
 

@@ -52,6 +52,7 @@ LEFT_OPEN: dict[str, LeftOpen] = {
     "evaluation.generation.top_k": LeftOpen("all tokens", 50),
     "evaluation.prompts": LeftOpen("three held-out questions", ["How do I reset my password?"]),
     "evaluation.metrics": LeftOpen("what suits the held-out answers", ["perplexity", "bleu"]),
-    "evaluation.rows": LeftOpen("as many as a few seconds allow", 32),
+    "evaluation.rows": LeftOpen("as many as a few seconds of a usual machine allow", 32),
+    "evaluation.sample_steps": LeftOpen("at evaluations, where that costs little", 100),
     "output.run_name": LeftOpen("made of model and data, with a number where it is taken", "first-try"),
 }

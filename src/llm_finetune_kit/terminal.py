@@ -18,6 +18,7 @@ from llm_finetune_kit.report import compared, words
 
 MOST_LINES, MOST_LETTERS = 8, 500  # of one sample answer; the report holds all of it
 WIDE = 120
+ANSWER = 90  # letters of an answer that is shown during training
 STAGES = {"data": "reading", "answer": "answering", "model": "loading", "best": "going back:", "run": "run folder"}
 STAGES |= {"compare": "comparing"}
 
@@ -131,6 +132,7 @@ class Terminal:
         self.finished = False
         self.before: float | None = None  # held-out loss of the untrained model
         self.comparison: dict[str, Any] | None = None
+        self.training = False
         self.profile: said.Profiled | None = None
 
     def __enter__(self) -> Terminal:
@@ -163,6 +165,7 @@ class Terminal:
             print(text, file=sys.stderr, flush=True)
 
     def _stage(self, event: said.Stage) -> None:
+        self.training = event.name == "train"
         if event.name == "run":
             self.folder = event.detail
         if event.name == "plan":
@@ -232,7 +235,11 @@ class Terminal:
         )
 
     def _sampled(self, event: said.Sampled) -> None:
+        """Answers before and after training are shown at the end; those in between in a line, of the first prompt alone."""
+        first = not self.samples or event.prompt == next(iter(self.samples))
         self.samples.setdefault(event.prompt, []).append(event)
+        if self.training and first:
+            self.line(f"step {event.step} answers: {textwrap.shorten(event.answer, ANSWER, placeholder=' …') or '(nothing)'}")
 
     def _compared(self, event: said.Compared) -> None:
         self.comparison = event.comparison

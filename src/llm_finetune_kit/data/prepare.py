@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from llm_finetune_kit.config import DataSection
 from llm_finetune_kit.data import cache, similar
 from llm_finetune_kit.data.formats import Formatted, detect, refuse_untrainable, to_examples
 from llm_finetune_kit.data.masks import Renderer, Tokens, encode, notes
+from llm_finetune_kit.data.quality.alphabet import dropped_characters, named
 from llm_finetune_kit.data.ready import is_ready, ready_tokens
 from llm_finetune_kit.data.sources import Source, held_out_beside, read_source
 from llm_finetune_kit.errors import ConfigError
 
+LOOKED_AT = 2000  # rows whose characters are held against the tokenizer
 BOTH = {"alpaca": 1.0, "daily_dialog": 1.0}  # what `both` stands for: the two sets in equal shares
 
 
@@ -202,7 +204,7 @@ def _encoded(data: Read, settings: DataSection, chat: Renderer, path: Path) -> E
     dropping = settings.on_bad_rows == "drop"
     tokens = encode(examples, chat, loss_on=settings.loss_on, place=place, refused=refused if dropping else None)
     report = data.report | {"notes": [*data.report["notes"], *notes(examples, chat)]}
-    report["warnings"] = [*report["warnings"], *_unknown(tokens, chat)]
+    report["warnings"] = [*report["warnings"], *_unknown(tokens, chat), *_dropped(data.name, examples, place, chat)]
     if refused:
         rows = {row for row, _ in refused}
         examples = [example for example in examples if example.row not in rows]
@@ -229,6 +231,20 @@ def _unknown(tokens: Tokens, chat: Renderer) -> list[str]:
     return [
         f"{len(examples):,} examples hold characters that this tokenizer does not know; they become {hits.sum():,} times "
         f"{chat.tokenizer.unk_token} and are lost ({hits.mean():.1%} of all tokens)"
+    ]
+
+
+def _dropped(name: str, examples: Sequence[Any], place: Callable[[int], str], chat: Renderer) -> list[str]:
+    """What the tokenizer drops without a word, in at most LOOKED_AT rows from all over the set."""
+    stride = -(-len(examples) // LOOKED_AT)
+    looked = examples[::stride]
+    characters, holding = dropped_characters(map(similar.text_of, looked), chat)
+    if not characters:
+        return []
+    rows = f"{len(holding):,} of {len(looked):,} rows looked at, the first: {place(looked[holding[0]].row)}"
+    return [
+        f"{name}: the tokenizer drops {named(characters)} ({rows}): the model can neither read nor write them; "
+        "choose a model that knows them, or write them in words"
     ]
 
 

@@ -6,7 +6,7 @@ come from nowhere but the config, random numbers that belong to a prompt and not
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,18 +65,19 @@ def answers(
     *,
     seed: int = 0,
     speed: Speed | None = None,
+    heard: Callable[[list[int]], bool] | None = None,
 ) -> list[Answer]:
     """The model's continuation of each rendered prompt, up to its end or `max_new_tokens`, in the prompts' order.
 
     A prompt's answer depends on the seed and on the prompt, not on its neighbours, to the rounding of the number
     format. A prompt that leaves no room for an answer loses its beginning. The global random state and the model's
-    mode are left as they were.
+    mode are left as they were. `heard` is told the new ids of a batch after every token (see `Clock`).
     """
     found: list[Answer | None] = [None] * len(prompts)
     fitting = fitted(model, prompts, how)
     for batch in _batches(model, [len(ids) for ids in fitting], how):
         rows = [fitting[index] for index in batch]
-        clock = Clock()
+        clock = Clock(heard)
         said = continued(model, chat, rows, how, seed=seed, clock=clock)
         for index, one in zip(batch, said, strict=True):
             found[index] = one
