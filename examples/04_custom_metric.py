@@ -41,7 +41,8 @@ def main(tuned: str = "outputs/quickstart") -> None:
     compared = compare_models(tuned, metrics=["rougeL", asks_back, CustomEvaluator()], rows=PROMPTS)
     print(compared["sentence"])
     for one in compared["metrics"]:
-        print(f"{one['label']:<20} {one['base']:.3f} to {one['tuned']:.3f}  {one['outcome']}")
+        shown = one["outcome"] if one["outcome"] in ("better", "worse") else "no difference shown"
+        print(f"{one['label']:<20} {one['base']:.3f} to {one['tuned']:.3f}  {shown}")
 
 
 if __name__ == "__main__":

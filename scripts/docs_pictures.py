@@ -36,12 +36,17 @@ LAYER = "model.layers.0.self_attn.q_proj.weight"
 
 
 @cache
+def workplace() -> tempfile.TemporaryDirectory[str]:
+    """A folder that goes when the program ends."""
+    return tempfile.TemporaryDirectory(prefix="docs-pictures-")
+
+
+@cache
 def demo_run() -> Any:
     """`finetune demo`, run here and now."""
     from llm_finetune_kit.run import run
 
-    place = tempfile.mkdtemp(prefix="docs-pictures-")
-    return run(RunConfig().with_values(demo_values() | {"output.output_dir": place}))
+    return run(RunConfig().with_values(demo_values() | {"output.output_dir": workplace().name}))
 
 
 @cache

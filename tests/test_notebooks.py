@@ -72,6 +72,8 @@ def test_the_experiment_leaves_its_table_its_curve_and_answers_before_and_after(
     assert any("ROUGE-L" in data.get("text/html", "") or "rougeL" in data.get("text/html", "") for data in shown)
     assert any("image/png" in data for data in shown)
     assert any("Tell me a fun fact about elephants." in data.get("text/markdown", "") for data in shown)
+    share = re.search(r"of the tokens of these rows (\d+)% are learned", said(outputs["tinyllama_lora_experiment"]))
+    assert share and 50 < int(share[1]) < 100
 
 
 def test_the_colab_notebook_plans_trains_and_packs(outputs: dict[str, list[Any]]) -> None:
