@@ -51,8 +51,10 @@ def test_custom_metric(demo_run: DemoRun, monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.chdir(demo_run.place)
     example("04_custom_metric.py").main("outputs/demo")
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("CustomEvaluator") and line.endswith("better") for line in lines)
-    assert sum(line.startswith("asks_back") for line in lines) == 2
+    assert any(line.startswith("ROUGE-L") and line.endswith("better") for line in lines)
+    for name in ("asks_back", "CustomEvaluator"):
+        assert [line.split()[1] for line in lines if line.startswith(name)] == ["0.000", "0.000"], "the base has not the manner"
+        assert any(line.startswith(name) and "to 1.000" in line for line in lines), "the tuned model has it"
 
 
 @pytest.mark.usefixtures("_here")
