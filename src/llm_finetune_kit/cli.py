@@ -30,6 +30,7 @@ COMMANDS = {
     "doctor": "find what is wrong with this machine, and how to mend it",
     **cli_evaluate.COMMANDS,
     "data": "check, preview or convert training data; look at the cache",
+    "ui": "open the page in a browser",
 }
 
 EXAMPLES = """\
@@ -181,6 +182,10 @@ def _dispatch(words: list[str]) -> int:
         from llm_finetune_kit.cli_data import data_command
 
         return data_command(words[1:])
+    if command == "ui":
+        from llm_finetune_kit.cli_ui import ui_command
+
+        return ui_command(words[1:])
     if command in ("resume", "report", "runs"):
         from llm_finetune_kit import cli_runs
 

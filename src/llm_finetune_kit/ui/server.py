@@ -1,0 +1,138 @@
+"""The page as a server: gradio mounted on an application of ours, behind the guard."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from llm_finetune_kit.errors import KitError, MachineError
+from llm_finetune_kit.ui.desk import Desk
+from llm_finetune_kit.ui.uploads import Limits
+from llm_finetune_kit.ui.workspace import Workspace
+
+PORT = 7860
+COLOURS = {
+    "body_background_fill": "#f6f6f3",
+    "body_background_fill_dark": "#15181b",
+    "block_background_fill": "#ffffff",
+    "block_background_fill_dark": "#1e2226",
+    "block_border_color": "#e0e1dc",
+    "block_border_color_dark": "#343a41",
+    "border_color_primary": "#e0e1dc",
+    "border_color_primary_dark": "#343a41",
+    "input_background_fill": "#f6f6f3",
+    "input_background_fill_dark": "#282d33",
+    "block_label_text_color": "#1f2328",
+    "block_label_text_color_dark": "#e8eaec",
+    "block_title_text_color": "#1f2328",
+    "block_title_text_color_dark": "#e8eaec",
+    "block_info_text_color": "#5d656f",
+    "block_info_text_color_dark": "#a2abb5",
+    "button_primary_background_fill": "#3f6fa8",
+    "button_primary_background_fill_hover": "#345d8e",
+    "button_primary_background_fill_dark": "#7fb0ea",
+    "button_primary_background_fill_hover_dark": "#97c0f0",
+    "button_primary_text_color_dark": "#10151a",
+    "button_secondary_background_fill": "#ffffff",
+    "button_secondary_background_fill_dark": "#1e2226",
+    "button_secondary_border_color": "#c9cbc5",
+    "button_secondary_border_color_dark": "#4a525b",
+    "button_large_text_weight": "550",
+}
+BEAT = 1.0  # seconds between looks at the queue
+
+
+def require_gradio() -> None:
+    """Raises MachineError with the command that installs it, where gradio is missing."""
+    if find_spec("gradio") is None:
+        raise MachineError(2, "the browser page needs gradio, which is not installed", fix="pip install 'llm-finetune-kit[ui]'")
+
+
+def application(root: Path, limits: Limits = Limits()) -> Any:  # noqa: B008
+    """The whole page for one workspace, as an ASGI application."""
+    require_gradio()
+    workspace = Workspace(root.resolve())
+    incoming = workspace.own / "incoming"
+    shutil.rmtree(incoming, ignore_errors=True)  # of uploads that were cut off
+    incoming.mkdir(parents=True, exist_ok=True)
+    _calm(incoming)
+    import gradio as gr
+    from starlette.applications import Starlette
+
+    from llm_finetune_kit.ui.page import Page
+    from llm_finetune_kit.ui.routes import OnlyThese, routes
+
+    desk = Desk(workspace, limits)
+    app = Starlette(routes=routes(desk), lifespan=lambda app: _beating(desk))
+    assets = files("llm_finetune_kit") / "assets" / "ui"
+    gr.mount_gradio_app(
+        app,
+        Page(desk).build(),
+        path="",
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        max_file_size=limits.file,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        theme=_theme(gr),
+        css=(assets / "ui.css").read_text(encoding="utf-8"),
+        head=f"<script>{(assets / 'ui.js').read_text(encoding='utf-8')}</script>",
+    )
+    return OnlyThese(app, desk)
+
+
+def _calm(incoming: Path) -> None:
+    """gradio reports nothing, asks no one for versions and keeps what is uploaded in the workspace."""
+    os.environ |= {
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "GRADIO_SHARE": "False",
+        "GRADIO_TEMP_DIR": str(incoming),
+        "GRADIO_RUN_HISTORY": "False",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+
+
+def _theme(gr: Any) -> Any:
+    """Fonts that the system has, and the colours of our reports."""
+    fonts = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
+    mono = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+    base = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=fonts, font_mono=mono, radius_size="lg", text_size="md")
+    return base.set(**COLOURS)
+
+
+@asynccontextmanager
+async def _beating(desk: Desk) -> AsyncIterator[None]:
+    """While the server lives, it looks after the queue."""
+
+    async def beat() -> None:
+        while True:
+            with suppress(KitError, OSError):  # a full disk: the next beat tries again
+                await asyncio.to_thread(desk.jobs.advance)
+            await asyncio.sleep(BEAT)
+
+    task = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+def serve(root: Path, *, host: str = "127.0.0.1", port: int = PORT) -> None:
+    """Serve the page until it is stopped. Raises MachineError if the address is taken."""
+    app = application(root)
+    import uvicorn
+
+    config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
+    server = uvicorn.Server(config)
+    print(f"The page is at http://{'localhost' if host == '127.0.0.1' else host}:{port} (Ctrl-C ends it; runs go on)", flush=True)
+    server.run()
