@@ -24,7 +24,18 @@ FLOORS = {
     4: {"material", "beginning", "checking", "doctor", "planning", "probe", "training", "generation", "opening", "tracking"}
     | {"evaluation", "report", "export", "serving"},
     5: {"run"},
-    6: {"api", "api_evaluate", "arguments", "classic", "classic_evaluation", "cli", "cli_data", "cli_evaluate", "cli_runs", "cli_ui"}
+    6: {
+        "api",
+        "api_evaluate",
+        "arguments",
+        "classic",
+        "classic_evaluation",
+        "cli",
+        "cli_data",
+        "cli_evaluate",
+        "cli_runs",
+        "cli_ui",
+    }
     | {"terminal", "ui", "__init__", "__main__"},
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
@@ -24,7 +24,7 @@ class Turn:
     """A question and the answers so far; None for a side that has not begun."""
 
     question: str
-    answers: dict[str, str | None] = field(default_factory=lambda: {side: None for side in SIDES})
+    answers: dict[str, str | None] = field(default_factory=lambda: dict.fromkeys(SIDES))
     at: str = ""
 
 
@@ -42,7 +42,8 @@ class Answering:
         if not question:
             raise UsageError(55, "there is no question", fix="write one")
         if len(question) > LONGEST or len(turns) >= MOST_TURNS:
-            raise UsageError(55, "the conversation is too long", why=f"a question may have {LONGEST:,} letters, and {MOST_TURNS} are kept", fix="begin a new one")  # fmt: skip
+            why = f"a question may have {LONGEST:,} letters, a conversation {MOST_TURNS} questions"
+            raise UsageError(55, "the conversation is too long", why=why, fix="begin a new one")
         turns = [*turns, Turn(question)]
         yield turns
         with self._turn:

@@ -81,7 +81,9 @@ def _control(path: str, field: Any) -> Control:
         return Control(**look, kind="choices", value=[], choices=tuple((word, word) for word in words))
     if literals and len(kinds) == 1:
         none = ((OPEN, ""),) if field.default is None else ()
-        return Control(**look, kind="choice", value=field.default or "", choices=(*none, *((w, w) for w in get_args(literals[0]))))
+        return Control(
+            **look, kind="choice", value=field.default or "", choices=(*none, *((w, w) for w in get_args(literals[0])))
+        )
     if lists == [str] and len(kinds) == 1:
         return Control(**look, kind="lines", value="", placeholder="one to a line")
     return Control(**look, kind="text", value="", placeholder=_placeholder(field.default))

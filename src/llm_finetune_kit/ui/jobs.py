@@ -67,7 +67,9 @@ class Jobs:
             name = self._free_name(config)
             named = config.with_values({"output.run_name": name})
             write_whole(self.folder / f"{name}.yaml", dump_yaml(named.asked()))
-            self._put(Job(name, ["train", str((self.folder / f"{name}.yaml").relative_to(self.workspace.root))], digest, time.time()))
+            self._put(
+                Job(name, ["train", str((self.folder / f"{name}.yaml").relative_to(self.workspace.root))], digest, time.time())
+            )
         self.advance()
         return name
 

@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from llm_finetune_kit.config import GenerationSection, demo_values
+from llm_finetune_kit.config import demo_values
 from llm_finetune_kit.errors import KitError
 from llm_finetune_kit.ui import form, uploads, views
-from llm_finetune_kit.ui.answers import MOST_NEW_TOKENS, Turn
 from llm_finetune_kit.ui.desk import Desk
+from llm_finetune_kit.ui.testing_tab import QUIET, testing_tab
+from llm_finetune_kit.ui.workspace import HERE
 
-SECTIONS = {  # headings of the folded settings
+SECTIONS = {  # headings of the folded settings; others are called by their name
     "lora": "LoRA",
-    "model": "Model",
     "training": "More about training",
-    "evaluation": "Evaluation",
     "evaluation.generation": "Answers during evaluation",
-    "output": "Output",
 }
-LIVE = '<div id="{}" aria-live="{}"></div>'
-START_JS = "(...all) => { window.kit.follow(all[0]); return all; }"
-
-
-def told(work: Callable[..., str]) -> Callable[..., str]:
-    """A handler whose faults are shown as a card instead of being raised."""
-
-    def handler(*values: Any) -> str:
-        try:
-            return work(*values)
-        except KitError as error:
-            return views.error(error)
-
-    return handler
+HEAD = (
+    '<header class="kit top"><h1>LLM Finetune Kit</h1><p class="soft">Fine-tune a model, and see whether it helped.</p></header>'
+)
+LIVE = '<div id="live" aria-live="off"></div><div id="history"></div>'
+DEMO = "Try the demo: small model, sample data"
+NO_MODEL = "No model chosen", "Choose one, and this place says whether fine-tuning it fits on this machine, and why."
+NO_DATA = (
+    "No data checked",
+    "Upload a file or choose a sample, then check it: format, duplicates, leaks, cut answers, and what exactly is learned.",
+)
+OF_MODEL = f"A known name, a hub id such as owner/name, or a folder {HERE}."
+OF_DATA = f"An upload, a sample, a hub id, or a file {HERE}."
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+HEAVY: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "heavy", "concurrency_limit": 1}
 
 
 class Page:
@@ -49,28 +48,29 @@ class Page:
         import gradio as gr
 
         with gr.Blocks(title="LLM Finetune Kit", analytics_enabled=False) as blocks:
-            gr.HTML('<header class="kit top"><h1>LLM Finetune Kit</h1><p class="soft">Model, dataset, training, testing: from the first tab to the last.</p></header>')  # fmt: skip
+            gr.HTML(HEAD)
             with gr.Tabs(elem_id="tabs"):
-                with gr.Tab("1 Model", id="model"):
-                    self._model_tab()
-                with gr.Tab("2 Dataset", id="dataset"):
-                    self._dataset_tab()
-                with gr.Tab("3 Training", id="training"):
+                with gr.Tab("Model", id="model"):
+                    demo = self._model_tab()
+                with gr.Tab("Dataset", id="dataset"):
+                    check, found = self._dataset_tab()
+                with gr.Tab("Training", id="training"):
                     self._training_tab()
-                with gr.Tab("4 Testing", id="testing") as testing:
-                    self._testing_tab(testing, blocks)
-            self._remember(blocks)
+                with gr.Tab("Testing", id="testing") as testing:
+                    testing_tab(self.desk, testing, blocks)
+            self._asks(check, self._checked, found, **HEAVY)
+            self._remember(blocks, demo)
         blocks.queue(default_concurrency_limit=8, max_size=500)
         return blocks
 
     # --- controls ------------------------------------------------------------------------------------------
 
-    def _control(self, path: str) -> Any:
-        """The gradio component of a knob."""
+    def _control(self, path: str) -> None:
+        """Lay out the control of a knob."""
         import gradio as gr
 
         one = self.known[path]
-        look: dict[str, Any] = {"label": one.label, "info": one.help, "value": one.value, "elem_id": f"knob-{path.replace('.', '-')}"}
+        look: dict[str, Any] = {"label": one.label, "info": one.help, "value": one.value, "elem_id": name_of(path)}
         if one.kind == "switch":
             made = gr.Checkbox(**look)
         elif one.kind in ("choice", "choices"):
@@ -78,37 +78,52 @@ class Page:
         else:
             made = gr.Textbox(lines=3 if one.kind == "lines" else 1, max_lines=12, placeholder=one.placeholder, **look)
         self.controls[path] = made
-        return made
 
-    def _values(self, *given: Any) -> dict[str, Any]:
-        return dict(zip(self.controls, given, strict=True))
+    def _controls(self, paths: list[str]) -> None:
+        """Two to a row."""
+        import gradio as gr
 
-    def _asks(self, button: Any, work: Callable[[dict[str, Any]], Any], outputs: Any, **more: Any) -> Any:
+        for place in range(0, len(paths), 2):
+            with gr.Row(equal_height=True):
+                for path in paths[place : place + 2]:
+                    self._control(path)
+
+    def _named(self, path: str, label: str, info: str, choices: list[tuple[str, str]]) -> Any:
+        """A control of a name: one of a list, or typed."""
+        import gradio as gr
+
+        look: dict[str, Any] = {"label": label, "info": info, "elem_id": name_of(path)}
+        self.controls[path] = gr.Dropdown(choices, value=None, allow_custom_value=True, **look)
+        return self.controls[path]
+
+    def _asks(self, button: Any, work: Callable[[dict[str, Any]], Any], outputs: Any, **how: Any) -> None:
         """Call `work` with what the whole form holds."""
+        names = list(self.controls)
         inputs = list(self.controls.values())
-        return button.click(lambda *given: work(self._values(*given)), inputs, outputs, api_visibility="private", **more)
+        button.click(lambda *given: work(dict(zip(names, given, strict=True))), inputs, outputs, **how)
 
     # --- tabs ----------------------------------------------------------------------------------------------
 
-    def _model_tab(self) -> None:
+    def _model_tab(self) -> Any:
         import gradio as gr
 
         rows = self.desk.model_rows()
-        labels = {"no": "does not fit here"}
-        choices = [(f"{row['name']} · {views.count(row['parameters'])} weights · {labels.get(row['fits'], row['fits'])}", row["name"]) for row in rows]  # fmt: skip
+        takes = {"no": "does not fit here", "with recompute": "LoRA with recompute"}
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
-                chosen = gr.Dropdown(choices, value=None, allow_custom_value=True, label="Model", elem_id="model-name",
-                    info="A known name, a hub id such as owner/name, or a folder inside the folder where the page was started.")  # fmt: skip
-                self.controls["model.name"] = chosen
-                self.demo = gr.Button("Try the demo: a small model and sample data, under a minute", elem_id="demo")
+                labels = [
+                    f"{row['name']} · {views.count(row['parameters'])} · {takes.get(row['fits'], row['fits'])}" for row in rows
+                ]
+                names = [row["name"] for row in rows]
+                chosen = self._named("model.name", "Model", OF_MODEL, list(zip(labels, names, strict=True)))
+                demo = gr.Button(DEMO, elem_id="demo")
                 gr.HTML(self._machine())
             with gr.Column(scale=3, min_width=300):
-                shown = gr.HTML(views.hint("No model chosen", "Choose one, and this place says whether fine-tuning it fits on this machine, and why."), elem_id="model-card")  # fmt: skip
+                shown = gr.HTML(views.hint(*NO_MODEL), elem_id="model-card")
         with gr.Accordion(f"All {len(rows)} known models, and what each takes here", open=False):
             gr.HTML(views.models(rows))
-        look = told(lambda name: self.desk.model(name) if name else views.hint("No model chosen", "Choose one on the left."))
-        chosen.change(look, chosen, shown, api_visibility="private", show_progress="minimal", concurrency_limit=2)
+        chosen.change(self._seen, chosen, shown, show_progress="minimal", concurrency_limit=2, **PRIVATE)
+        return demo
 
     def _machine(self) -> str:
         from llm_finetune_kit.hardware import this_machine
@@ -116,138 +131,109 @@ class Page:
         found = this_machine(self.desk.workspace.root)
         return views.piece("machine", {"name": found.name, "free": found.free_memory, "disk": found.free_disk})
 
-    def _dataset_tab(self) -> None:
+    def _dataset_tab(self) -> tuple[Any, list[Any]]:
         import gradio as gr
 
+        known = self.desk.data_sets()
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
-                sent = gr.File(label="Upload training data", file_count="single", height=150, elem_id="upload")
+                sent = gr.File(label="Upload training data", height=150, elem_id="upload")
                 said = gr.HTML("", elem_id="upload-said")
-                data = gr.Dropdown(self.desk.data_sets(), value=None, allow_custom_value=True, label="Training data", elem_id="data-train",
-                    info="An upload, a sample, a hub id, or a file inside the folder where the page was started.")  # fmt: skip
-                held = gr.Dropdown(self.desk.data_sets(), value=None, allow_custom_value=True, label="Held-out data (if you have some)",
-                    elem_id="data-eval", info="Without it, some training rows are held out.")  # fmt: skip
-                self.controls |= {"data.train_file": data, "data.eval_file": held}
+                with gr.Group():
+                    data = self._named("data.train_file", "Training data", OF_DATA, known)
+                    held = self._named("data.eval_file", "Held-out data", "Without it, some training rows are held out.", known)
                 check = gr.Button("Check the data", variant="primary", elem_id="check")
                 with gr.Accordion("How the rows are read", open=False):
-                    for control in form.sections(self.known)["data"]:
-                        self._control(control.path)
+                    self._controls([control.path for control in form.sections(self.known)["data"]])
             with gr.Column(scale=3, min_width=300):
-                report = gr.HTML(views.hint("No data checked", "Upload a file or choose a sample, then check it: format, duplicates, leaks, cut answers, and what exactly is learned."), elem_id="data-report")  # fmt: skip
+                report = gr.HTML(views.hint(*NO_DATA), elem_id="data-report")
                 xray = gr.HTML("", elem_id="xray")
-        sent.upload(self._take, sent, [sent, data, held, said], api_visibility="private", concurrency_limit=2)
-        self._check = (check, report, xray)
-
-    def _take(self, path: str) -> tuple[Any, Any, Any, str]:
-        import gradio as gr
-        from pathlib import Path
-
-        try:
-            name = uploads.take(self.desk.workspace, Path(path), Path(path).name, self.desk.limits)
-        except KitError as error:
-            return None, gr.skip(), gr.skip(), views.error(error)
-        known = self.desk.data_sets()
-        return None, gr.update(choices=known, value=name), gr.update(choices=known), views.hint("Uploaded", f"It is {name} now, and chosen below.")
+        sent.upload(self._taken, sent, [sent, data, held, said], concurrency_limit=2, **PRIVATE)
+        return check, [report, xray]
 
     def _training_tab(self) -> None:
         import gradio as gr
 
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=300):
-                with gr.Group(elem_classes="two"):
-                    for path in form.COMMON:
-                        self._control(path)
+                with gr.Group():
+                    self._controls(list(form.COMMON))
                 for section, controls in form.sections(self.known).items():
                     if section != "data":
                         with gr.Accordion(SECTIONS.get(section, section.capitalize()), open=False):
-                            for control in controls:
-                                self._control(control.path)
+                            self._controls([control.path for control in controls])
             with gr.Column(scale=3, min_width=300):
                 with gr.Row():
-                    plan = gr.Button("Show the plan", elem_id="plan")
-                    start = gr.Button("Start training", variant="primary", elem_id="start")
+                    plan = gr.Button("Show the plan", elem_id="plan", min_width=140)
+                    start = gr.Button("Start training", variant="primary", elem_id="start", min_width=140)
                 planned = gr.HTML("", elem_id="planned")
                 started = gr.Textbox(visible="hidden", elem_id="started")
-                gr.HTML(LIVE.format("live", "polite"), elem_id="live-box")
-                gr.HTML(LIVE.format("history", "off"), elem_id="history-box")
-        self._asks(plan, told(self.desk.plan), planned, concurrency_id="heavy", concurrency_limit=1)
-        self._asks(start, self._start, [planned, started], concurrency_limit=4)
-        started.change(None, started, None, js="(name) => { window.kit.follow(name); }", api_visibility="private")
-        check, report, xray = self._check
-        self._asks(check, self._look, [report, xray], concurrency_id="heavy", concurrency_limit=1)
+                gr.HTML(LIVE, elem_id="live-box")
+        self._asks(plan, self._planned, planned, **HEAVY)
+        self._asks(start, self._started, [planned, started], concurrency_limit=4, **PRIVATE)
+        started.change(None, started, None, js="(name) => { window.kit.follow(name); }", **QUIET)
 
-    def _start(self, values: dict[str, Any]) -> tuple[str, str]:
+    # --- what the buttons do -------------------------------------------------------------------------------
+
+    def _seen(self, name: str | None) -> str:
         try:
-            return "", self.desk.start(values)
+            return self.desk.model(name) if name else views.hint(*NO_MODEL)
         except KitError as error:
-            return views.error(error), ""
+            return views.error(error)
 
-    def _look(self, values: dict[str, Any]) -> tuple[str, str]:
+    def _taken(self, path: str) -> tuple[Any, Any, Any, str]:
+        import gradio as gr
+
+        try:
+            name = uploads.take(self.desk.workspace, Path(path), Path(path).name, self.desk.limits)
+        except KitError as error:
+            return None, gr.skip(), gr.skip(), views.error(error)
+        known = self.desk.data_sets()
+        return None, gr.update(choices=known, value=name), gr.update(choices=known), views.piece("uploaded", name)
+
+    def _checked(self, values: dict[str, Any]) -> tuple[str, str]:
         try:
             return self.desk.check(values)
         except KitError as error:
             return views.error(error), ""
 
-    def _testing_tab(self, tab: Any, blocks: Any) -> None:
-        import gradio as gr
-
-        run = gr.Dropdown([], label="Run", info="Runs that have a model.", elem_id="tested")
-        compared = gr.HTML(views.hint("Nothing to test yet", "Runs that are finished appear here: ask them, compare them, take them home."), elem_id="comparison")  # fmt: skip
-        turns = gr.State([])
-        talk = gr.HTML(self._chat([]), elem_id="chat")
-        with gr.Row(equal_height=True):
-            question = gr.Textbox(label="Question", lines=1, max_lines=6, scale=5, elem_id="question", placeholder="Ask both models the same")
-            ask = gr.Button("Ask both", variant="primary", scale=1, min_width=120, elem_id="ask")
-            clear = gr.Button("New conversation", scale=1, min_width=120, elem_id="clear")
-        with gr.Accordion("How they answer", open=False):
-            tokens = gr.Slider(8, MOST_NEW_TOKENS, value=128, step=8, label="Longest answer in tokens")
-            heat = gr.Slider(0, 2, value=0, step=0.1, label="Temperature", info="0 always takes the likeliest token.")
-        show = told(lambda name: self.desk.comparison(name) if name else views.hint("Nothing to test yet", "Train something first."))
-        gr.on([tab.select, blocks.load], self._tested, run, run, api_visibility="private", show_progress="hidden")
-        run.change(show, run, compared, api_visibility="private", show_progress="hidden")
-        run.change(lambda: ([], self._chat([])), None, [turns, talk], api_visibility="private", show_progress="hidden")
-        clear.click(lambda: ([], self._chat([])), None, [turns, talk], api_visibility="private")
-        gr.on([ask.click, question.submit], self._ask, [run, turns, question, tokens, heat], [turns, talk, question],
-            api_visibility="private", concurrency_limit=4, show_progress="hidden")  # fmt: skip
-
-    def _tested(self, chosen: str | None) -> Any:
-        import gradio as gr
-
-        known = self.desk.tested()
-        return gr.update(choices=known, value=chosen if chosen in known else next(iter(known), None))
-
-    def _ask(self, run: str | None, turns: list[Turn], question: str, tokens: float, heat: float) -> Iterator[tuple[Any, str, Any]]:
-        import gradio as gr
-
+    def _planned(self, values: dict[str, Any]) -> str:
         try:
-            how = GenerationSection(max_new_tokens=int(tokens), temperature=float(heat))
-            for turns in self.desk.answering.ask(self.desk.workspace.run(run or ""), turns, question, how):
-                yield gr.skip(), self._chat(turns), ""
-            yield turns, self._chat(turns), ""
+            return self.desk.plan(values)
         except KitError as error:
-            yield turns, self._chat(turns) + views.error(error), question
+            return views.error(error)
 
-    def _chat(self, turns: list[Turn]) -> str:
-        sides = [{"key": "base", "title": "Base"}, {"key": "tuned", "title": "Tuned"}]
-        return views.piece("chat", sides, [(turn.question, turn.answers | {"at": turn.at}) for turn in turns])
+    def _started(self, values: dict[str, Any]) -> tuple[str, str]:
+        try:
+            return "", self.desk.start(values)
+        except KitError as error:
+            return views.error(error), ""
 
     # --- what the browser remembers ------------------------------------------------------------------------
 
-    def _remember(self, blocks: Any) -> None:
+    def _remember(self, blocks: Any, demo: Any) -> None:
         """The form as it was left comes back with the page: it lies in the browser, not in the server."""
         import gradio as gr
 
         names, made = list(self.controls), list(self.controls.values())
-        kept = gr.BrowserState({}, storage_key="llm-finetune-kit-form", secret="not-a-secret")
-        keep = f"(...all) => Object.fromEntries({names!r}.map((name, place) => [name, all[place]]))"
-        gr.on([one.change for one in made], None, made, kept, js=keep, api_visibility="private", show_progress="hidden")
-        blocks.load(lambda held: [self._back(name, held) for name in names], kept, made, api_visibility="private", show_progress="hidden")
-        demo = form.values_of(form.config_of({}).with_values(demo_values()))
-        self.demo.click(lambda: [demo[name] for name in names], None, made, api_visibility="private")
+        kept = gr.BrowserState({}, storage_key="llm-finetune-kit-form", secret="kept in the browser alone")
+        keep = f"(...all) => Object.fromEntries({json.dumps(names)}.map((name, place) => [name, all[place]]))"
+        gr.on([one.change for one in made], None, made, kept, js=keep, **QUIET)
+        blocks.load(lambda held: [self._back(name, held) for name in names], kept, made, **QUIET)
+        values = form.values_of(form.config_of({}).with_values(demo_values()))
+        demo.click(lambda: [values[name] for name in names], None, made, **PRIVATE)
 
     def _back(self, name: str, held: Any) -> Any:
         import gradio as gr
 
-        known = isinstance(held, dict) and name in held and held[name] is not None
-        listed = {"choices": self.desk.data_sets()} if name.startswith("data.") and name.endswith("_file") else {}
-        return gr.update(**listed, **({"value": held[name]} if known else {})) if listed or known else gr.skip()
+        news: dict[str, Any] = {}
+        if name in ("data.train_file", "data.eval_file"):
+            news["choices"] = self.desk.data_sets()
+        if isinstance(held, dict) and held.get(name) is not None:
+            news["value"] = held[name]
+        return gr.update(**news) if news else gr.skip()
+
+
+def name_of(path: str) -> str:
+    """The id of a knob's control in the page."""
+    return f"knob-{path.replace('.', '-')}"

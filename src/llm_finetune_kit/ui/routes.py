@@ -30,16 +30,16 @@ PART = 1 << 20
 # Of gradio's many routes, those that its page needs. It can also fetch addresses, serve files and record calls.
 PAGE = ("/", "/theme.css", "/favicon.ico", "/config", "/config/")
 PAGE_FOLDERS = ("/assets/", "/static/")
-CALLS = ("/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/upload", "/gradio_api/upload_progress")
-CALLS += ("/gradio_api/cancel", "/gradio_api/reset", "/gradio_api/startup-events", "/gradio_api/app_id", "/gradio_api/info")
-CALL_FOLDERS = ("/gradio_api/heartbeat/",)
+CALLS = ("queue/join", "queue/data", "upload", "upload_progress", "cancel", "reset", "startup-events", "app_id", "info")
 OURS = ("/live", "/act", "/runs/")
 
 
 def is_there(path: str) -> bool:
     """Whether the server has anything at that path."""
     plain = ".." not in path and "//" not in path and "\\" not in path
-    return plain and (path in (*PAGE, *CALLS) or path.startswith((*PAGE_FOLDERS, *CALL_FOLDERS, *OURS)))
+    call = path.removeprefix("/gradio_api/")
+    asked = call != path and (call in CALLS or call.startswith("heartbeat/"))
+    return plain and (asked or path in PAGE or path.startswith((*PAGE_FOLDERS, *OURS)))
 
 
 class OnlyThese:
@@ -90,11 +90,12 @@ def routes(desk: Desk) -> list[Route]:
         return JSONResponse({})
 
     async def report(request: Request) -> Response:
-        path = desk.workspace.run(request.path_params["name"]).path / "report.html"
+        name = request.path_params["name"]
         headers = {"Content-Security-Policy": REPORT_POLICY, "X-Content-Type-Options": "nosniff"}
         if request.url.path.endswith(".html"):
-            headers["Content-Disposition"] = f'attachment; filename="{uploads.slug(request.path_params["name"]) or "run"}-report.html"'
-        return HTMLResponse(path.read_text(encoding="utf-8"), headers=headers)
+            headers["Content-Disposition"] = f'attachment; filename="{uploads.slug(name) or "run"}-report.html"'
+        text = (desk.workspace.run(name).path / "report.html").read_text(encoding="utf-8")
+        return HTMLResponse(text, headers=headers)
 
     async def model(request: Request) -> Response:
         name = request.path_params["name"]
@@ -103,7 +104,8 @@ def routes(desk: Desk) -> list[Route]:
             raise UsageError(50, "this run has no model yet", fix="wait for its end")
         packed = await run_in_threadpool(_zipped, final)
         headers = {"Content-Disposition": f'attachment; filename="{uploads.slug(name) or "run"}.zip"'}
-        return StreamingResponse(_parts(packed), media_type="application/zip", headers=headers, background=BackgroundTask(packed.close))
+        done = BackgroundTask(packed.close)
+        return StreamingResponse(_parts(packed), media_type="application/zip", headers=headers, background=done)
 
     return [
         Route("/live", live),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from llm_finetune_kit.errors import KitError
-from llm_finetune_kit.events import Event, Failed, Planned, Stage, Warned
+from llm_finetune_kit.events import Event, Failed, Planned, Warned
 from llm_finetune_kit.files import MANIFEST
 from llm_finetune_kit.folder import RunFolder
 from llm_finetune_kit.report import compared, words
@@ -165,6 +164,8 @@ def comparison(run: RunFolder, found: dict[str, Any] | None) -> str:
     if found is None:
         return hint("No comparison", "This run made none: it had no held-out rows, or has not finished.") + piece("links", about)
     outcome = {"better": "good", "worse": "bad"}.get(found["outcome"], "flat")
-    more = [f"Answers to {found['rows']['answered']:,} of {found['rows']['of']:,} held-out prompts: {found['rows']['why']}.", found["general"]["sentence"]]  # fmt: skip
+    rows = found["rows"]
+    asked = f"Answers to {rows['answered']:,} of {rows['of']:,} held-out prompts: {rows['why']}."
+    more = [asked, found["general"]["sentence"]]
     tables = {"table": compared.table(found), "tones": OUTCOMES, "sentence": found["sentence"], "more": more, "tone": outcome}
     return piece("comparison", about | tables)

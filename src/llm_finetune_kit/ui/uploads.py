@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llm_finetune_kit.errors import UsageError
 from llm_finetune_kit.report.words import size
-from llm_finetune_kit.ui.workspace import Workspace
+from llm_finetune_kit.ui.workspace import HERE, Workspace
 
 FILE_LIMIT = 200_000_000  # bytes of one upload
 TOTAL_LIMIT = 2_000_000_000  # bytes of all uploads of a workspace
@@ -37,7 +37,7 @@ def used(workspace: Workspace) -> tuple[int, int]:
     return sum(sizes), len(sizes)
 
 
-def take(workspace: Workspace, arrived: Path, name: str, limits: Limits = Limits()) -> str:  # noqa: B008
+def take(workspace: Workspace, arrived: Path, name: str, limits: Limits = Limits()) -> str:
     """Move an upload into the workspace and return its name there, such as `uploads/train.jsonl`.
 
     The same content under the same name is kept once. Raises UsageError for what is too large or no data; the file
@@ -47,13 +47,14 @@ def take(workspace: Workspace, arrived: Path, name: str, limits: Limits = Limits
         count = arrived.stat().st_size
         bytes_used, files = used(workspace)
         if count > limits.file:
-            raise UsageError(52, f"the file has {size(count)}", why=f"one file may have {size(limits.file)}", fix="upload a part of it, or put it into the folder where the page was started")  # fmt: skip
+            why = f"one file may have {size(limits.file)}"
+            raise UsageError(52, f"the file has {size(count)}", why=why, fix=f"upload a part of it, or put it {HERE}")
         if bytes_used + count > limits.total or files >= limits.files:
-            held = f"{files:,} files with {size(bytes_used)} are kept in uploads/; {limits.files:,} and {size(limits.total)} are the limit"
+            held = f"{files:,} files with {size(bytes_used)} are there; the limits are {limits.files:,} and {size(limits.total)}"
             raise UsageError(52, "there is no room for another upload", why=held, fix="delete files from the folder uploads")
         suffix = kind_of(arrived, Path(name.lower()).suffix)
         workspace.uploads.mkdir(exist_ok=True)
-        return _put(workspace, arrived, f"{slug(Path(name).stem) or 'data'}", suffix)
+        return _put(workspace, arrived, slug(Path(name).stem) or "data", suffix)
     finally:
         arrived.unlink(missing_ok=True)
 
@@ -68,7 +69,9 @@ def kind_of(path: Path, suffix: str) -> str:
         return ".parquet"
     first = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if not first or MARKUP.match(start.removeprefix(b"\xef\xbb\xbf")) or not _is_text(path):
-        raise UsageError(53, "this file holds no training data" if first else "this file is empty", fix=f"{KNOWN} are read, as UTF-8")
+        raise UsageError(
+            53, "this file holds no training data" if first else "this file is empty", fix=f"{KNOWN} are read, as UTF-8"
+        )
     if first == b"{" and suffix not in TABLE_NAMES:
         return ".jsonl"
     if first == b"[" and suffix not in TABLE_NAMES:

@@ -59,7 +59,7 @@ def fault_in(said: str, name: str) -> KitError:
     found = list(SAID.finditer(said))
     if found:
         kind, number, problem, why, fix = found[-1].groups()
-        fault = KitError(int(number), problem.strip(), why=why or "", fix=fix or "")
+        fault = KitError(int(number), problem.strip(), why=(why or "").strip(), fix=(fix or "").strip())
         fault.kind = kind
         return fault
     last = next((line for line in reversed(said.strip().split("\n")) if line.strip()), "it said nothing")
@@ -104,10 +104,12 @@ def plan(found: dict[str, Any], said: list[str]) -> str:
     """The plan of a run: memory, time and cost, each choice with its reason, and the command that does the same."""
     seen = _planned(found)
     time, cost = found["time"], found["cost"]
+    speed = f"{time['tokens_per_second']:,.0f} tokens/s, {time['source']}" if time else "this machine was not measured"
+    price = f"${cost['price_per_hour']:.2f} an hour, {cost['source']}" if cost else "your own machine has no price here"
     tiles = [
         ("Memory", words.size(seen["needed"]), f"of {words.size(seen['available'])} free"),
-        ("Time", words.duration(time["total"]) if time else "not known", f"{time['tokens_per_second']:,.0f} tokens/s, {time['source']}" if time else "this machine was not measured"),  # fmt: skip
-        ("Cost", _dollars(cost), f"${cost['price_per_hour']:.2f} an hour, {cost['source']}" if cost else "your own machine has no price here"),  # fmt: skip
+        ("Time", words.duration(time["total"]) if time else "not known", speed),
+        ("Cost", _dollars(cost), price),
         ("Steps", f"{found['steps']:,}", f"of {found['examples_per_step']:,} examples"),
         ("Trained weights", count(found["trained_parameters"]), found["config"]["method"]),
         ("Disk", words.size(sum(found["disk"].values())), "for checkpoints and result"),
@@ -134,15 +136,18 @@ def xray(found: Any) -> str:
     """The mask X-ray of some examples, and whether the gate lets the data pass."""
     if found is None:
         return hint("No X-ray", "Choose a model, or data with answers to learn.")
-    said = [*(found.warnings or ())]
-    return piece("xray", Markup(found.fragment()), found.verdict, "bad" if found.gate else "good", said)
+    refused = fault_in(found.gate, "training") if found.gate else None
+    return piece("xray", Markup(found.fragment()), refused, found.verdict, found.warnings)
 
 
 def data_report(report: dict[str, Any]) -> str:
     """The quality report: the figures, and each finding with what to do about it."""
     from llm_finetune_kit.report.data_page import MEANING, TONES, share, tiles
 
-    findings = [(one, KINDS[one["kind"]].title, TONES[one["severity"]], MEANING[one["severity"]], share(one["share"])) for one in report["findings"]]  # fmt: skip
+    findings = [
+        (one, KINDS[one["kind"]].title, TONES[one["severity"]], MEANING[one["severity"]], share(one["share"]))
+        for one in report["findings"]
+    ]
     worst = report["findings"][0]["severity"] if report["findings"] else "note"
     tone = "good" if worst == "note" else TONES[worst]
     return piece("data", report, findings, tiles(report), tone)

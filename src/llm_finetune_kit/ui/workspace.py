@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llm_finetune_kit.catalog import MODELS, SHORT_NAMES
 from llm_finetune_kit.config import RunConfig
@@ -20,6 +21,7 @@ from llm_finetune_kit.folder import RunFolder
 from llm_finetune_kit.runs import runs
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}")
+HERE = "inside the folder where the page was started"
 PLAIN = re.compile(r"[\w.@ ()+,#\[\]:%/-]{1,200}")  # what the name of a folder or file in the workspace may hold
 
 
@@ -74,38 +76,34 @@ class Workspace:
             return str(folder.relative_to(self.root))
         if HUB_ID.fullmatch(name) and ".." not in name:
             return name
-        raise UsageError(51, "this is no model that can be used here", fix="choose a known name, a hub id such as owner/name, or a folder inside the folder where the page was started")  # fmt: skip
+        fix = f"choose a known name, a hub id such as owner/name, or a folder {HERE}"
+        raise UsageError(51, "this is no model that can be used here", fix=fix)
 
-    def data(self, text: str | None, *, needed: bool = True) -> str | None:
-        """A data set that may be named: of the package, of the hub, or a file or folder inside the workspace, with a slice
-        behind it if need be. Raises UsageError."""
+    def data(self, text: str | None) -> str:
+        """A data set that may be named: of the package, of the hub, or a file or folder of the workspace, with a slice
+        behind it if need be. Raises UsageError, and DataError for a name that is no name."""
         name = (text or "").strip()
-        if not name and not needed:
-            return None
         if not name:
             raise UsageError(50, "no data is chosen", fix="upload a file or choose a sample in the tab Dataset")
-        base = name if self._is_here(name) else parse(name).base
-        if name.startswith("sample:") and parse(name.removeprefix("sample:")).base in sample_names():
+        base = parse(name.removeprefix("sample:"), self._is_here).base
+        sample = name.startswith("sample:") and base in sample_names()
+        on_hub = HUB_ID.fullmatch(base) and ".." not in base and Path(base).suffix not in KINDS
+        if sample or base.lower() in NAMED_SETS or self._is_here(base) or on_hub:
             return name
-        if base.lower() in NAMED_SETS or self._is_here(base):
-            return name
-        if HUB_ID.fullmatch(base) and ".." not in base and Path(base).suffix not in KINDS:
-            return name
-        raise UsageError(51, "this is no data set that can be used here", fix="upload a file, or name a sample, a hub id such as owner/name, or a file inside the folder where the page was started")  # fmt: skip
+        fix = f"upload a file, or name a sample, a hub id such as owner/name, or a file {HERE}"
+        raise UsageError(51, "this is no data set that can be used here", fix=fix)
 
     def check(self, config: RunConfig) -> None:
         """Refuse a config that names anything outside the workspace. Raises UsageError or ConfigError."""
         self.model(config.model.name)
-        for spec in (*(config.data.mix or {None: 1.0}), config.data.eval_file):
-            given = spec if spec is not None else config.data.train_file
-            if spec is None and (config.data.mix or given is None):
-                continue
-            if not isinstance(given, str):
+        needed: list[Any] = list(config.data.mix or [config.data.train_file])
+        for given in (*needed, config.data.eval_file or needed[0]):
+            if given is not None and not isinstance(given, str):
                 raise UsageError(51, "rows cannot be given here", fix="upload them as a file")
             self.data(given)
         template = config.data.template
         if template not in (None, "default") and not self._is_here(str(template)):
-            raise ConfigError(18, "data.template names no file of this folder", fix="put the .jinja file into the folder where the page was started")  # fmt: skip
+            raise ConfigError(18, "data.template names no file that can be used here", fix=f"put the .jinja file {HERE}")
         if config.model.trust_remote_code or config.model.cache_dir or config.output.output_dir != "outputs":
             raise ConfigError(18, "this setting cannot be made in the browser", fix="use the terminal for it")
 
@@ -120,4 +118,8 @@ class Workspace:
         if not PLAIN.fullmatch(name) or name.startswith("/") or hidden or ":" in parts[0][:2]:
             return None
         path = self.root / name
-        return path.resolve() if self.holds(path) else None
+        if not self.holds(path):
+            return None
+        path = path.resolve()
+        links = (one for one in path.rglob("*") if one.is_symlink()) if path.is_dir() else ()
+        return path if all(self.holds(link) for link in links) else None
