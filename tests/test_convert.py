@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -200,10 +201,20 @@ def test_other_shapes_survive_files_too(tmp_path: Path, ending: str) -> None:
         assert [meaning(e) for e in read(read_source(path))] == there_and_back(several, to)[0]
 
 
-def test_a_table_keeps_cells_that_look_like_formulas(tmp_path: Path) -> None:
-    write_rows(tmp_path / "out.csv", [{"text": text} for text in HARD])
-    with open(tmp_path / "out.csv", encoding="utf-8", newline="") as file:
-        assert [row["text"] for row in csv.DictReader(file)] == HARD
+@pytest.mark.parametrize("ending", [".csv", ".tsv"])
+def test_112_no_cell_of_a_table_is_a_formula_and_reading_it_gives_the_texts_back(tmp_path: Path, ending: str) -> None:
+    starts = ["=", "+", "-", "@", "\t", "\r", "\n", "'", "''", "'=", "''-", "a", "5", "-", "", " "]
+    texts = [first + second + rest for first in starts for second in starts for rest in ("", "cmd|' /C calc'!A0", "1.5")]
+    texts = [*dict.fromkeys(text for text in texts if text.strip()), *HARD]
+    rows = [{"prompt": text, "response": text, "=extra": text, "number": -1.5} for text in texts]
+    write_rows(tmp_path / f"out{ending}", rows)
+    with open(tmp_path / f"out{ending}", encoding="utf-8", newline="") as file:
+        head, *written = list(csv.reader(file, delimiter="\t" if ending == ".tsv" else ","))
+    assert head == ["prompt", "response", "'=extra", "number"]
+    cells = [cell for row in written for cell in row[:3]]
+    assert not [cell for cell in cells if cell[:1] in tuple("=+-@\t\r\n") and not re.fullmatch(r"[+-]?\d+(\.\d+)?", cell)]
+    assert {row[3] for row in written} == {"-1.5"}
+    assert [{**row, "number": "-1.5"} for row in rows] == read_source(tmp_path / f"out{ending}").rows
 
 
 def test_a_packed_file_is_the_same_every_time(tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ class Parser(argparse.ArgumentParser):
             flag = word.partition("=")[0]
             if re.match(r"--\w", flag) and flag not in options:
                 raise UsageError(2, f"unknown option {flag}", fix=self._instead(flag, nearest(flag, options)))
-        flags = [word.partition("=")[0] for word in words if word.startswith("--")]
+        lists = {name for action in self._actions if isinstance(action.default, list) for name in action.option_strings}
+        flags = [flag for word in words if word.startswith("--") and (flag := word.partition("=")[0]) not in lists]
         twice = next((flag for flag in flags if flags.count(flag) > 1), None)
         if twice:
             several = "keep one; for several data sets: data.mix='{a.jsonl: 1, b.jsonl: 1}'"

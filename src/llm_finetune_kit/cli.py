@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_finetune_kit import cli_evaluate
+from llm_finetune_kit import cli_evaluate, cli_serve
 from llm_finetune_kit.arguments import FLAGS, SHORT, Parser, asked_config
 from llm_finetune_kit.config import RunConfig, knobs
 from llm_finetune_kit.errors import OUR_BUG, KitError, MachineError, UsageError, nearest
@@ -29,6 +29,7 @@ COMMANDS = {
     "models": "list the models that have a short name, and what fits here",
     "doctor": "find what is wrong with this machine, and how to mend it",
     **cli_evaluate.COMMANDS,
+    **cli_serve.COMMANDS,
     "data": "check, preview or convert training data; look at the cache",
     "ui": "open the page in a browser",
 }
@@ -192,6 +193,8 @@ def _dispatch(words: list[str]) -> int:
         return int(vars(cli_runs)[f"{command}_command"](words[1:]))
     if command in cli_evaluate.COMMANDS:
         return cli_evaluate.evaluate_command(command, words[1:])
+    if command in cli_serve.COMMANDS:
+        return cli_serve.serve_command(words[1:])
     asked = _parser(command).parse_all(words[1:])
     handler: Callable[[argparse.Namespace], int] = globals()[f"_{command}"]
     return handler(asked)

@@ -62,19 +62,44 @@ def stream(
 
 
 def _pieces(chat: ChatTokenizer, said: Queue[int | BaseException | None], stops: set[int]) -> Iterator[str]:
-    """Text as soon as it is whole letters. Each piece is decoded after the one before it, as some tokens join."""
-    ids: list[int] = []
-    start = read = 0
+    letters = Letters(chat, stops)
     while (heard := said.get()) is not None:
         if isinstance(heard, BaseException):
             raise heard
-        if heard in stops:
-            continue
-        ids.append(heard)
-        before, now = chat.decode(ids[start:read]), chat.decode(ids[start:])
-        if len(now) > len(before) and not now.endswith(UNFINISHED):
-            yield now[len(before) :]
-            start, read = read, len(ids)
-    rest = chat.decode(ids[start:])[len(chat.decode(ids[start:read])) :]
+        piece = letters.add(heard)
+        if piece:
+            yield piece
+    rest = letters.rest()
     if rest:
         yield rest
+
+
+class Letters:
+    """Text of tokens as they come, as soon as it is whole letters; `stops` have no text.
+
+    Each piece is decoded after the one before it, as some tokens join.
+    """
+
+    def __init__(self, chat: ChatTokenizer, stops: set[int]) -> None:
+        self._chat, self._stops = chat, stops
+        self._ids: list[int] = []
+        self._start = self._read = 0
+
+    def add(self, index: int) -> str:
+        """What became readable with this token (may be empty)."""
+        if index in self._stops:
+            return ""
+        self._ids.append(index)
+        piece = self._unread()
+        if not piece or piece.endswith(UNFINISHED):
+            return ""
+        self._start, self._read = self._read, len(self._ids)
+        return piece
+
+    def rest(self) -> str:
+        """What is left at the end, letters that were never finished among it."""
+        return self._unread()
+
+    def _unread(self) -> str:
+        before = self._chat.decode(self._ids[self._start : self._read])
+        return self._chat.decode(self._ids[self._start :])[len(before) :]

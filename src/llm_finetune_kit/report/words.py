@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-FORMULA = ("=", "+", "-", "@", "\t", "\n")  # a spreadsheet would run these
+from llm_finetune_kit.data.cells import guarded
 
 
 def loss(value: float | None) -> str:
@@ -70,8 +70,7 @@ def csv_table(rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _csv_text(text: str) -> str:
-    lines = re.sub(r"\r\n?", "\n", text)
-    return f"'{lines}" if lines.startswith(FORMULA) else lines
+    return guarded(re.sub(r"\r\n?", "\n", text))
 
 
 def markdown_cell(text: str) -> str:

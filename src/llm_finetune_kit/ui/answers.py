@@ -58,11 +58,12 @@ class Answering:
 
     def _pieces(self, opened: dict[str, Any], side: str, turns: list[Turn], how: GenerationSection) -> Iterator[str]:
         from llm_finetune_kit.generation.stream import stream
+        from llm_finetune_kit.models.adapters import without_adapter
 
         one = opened[side]
         messages = [message for turn in turns[:-1] for message in _said(turn, side)]
         ids = one.chat.prompt_ids([*messages, {"role": "user", "content": turns[-1].question}])
-        with one.model.disable_adapter() if side == "base" and one.is_adapter else nullcontext():
+        with without_adapter(one.model) if side == "base" and one.is_adapter else nullcontext():
             yield from stream(one.model, one.chat, ids, how, precision=one.objective.precision)
 
     def _opened(self, run: RunFolder) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from llm_finetune_kit.errors import KitError, UsageError
 from llm_finetune_kit.files import MANIFEST
 from llm_finetune_kit.ui import uploads
 from llm_finetune_kit.ui.desk import Desk
+from llm_finetune_kit.ui.uploads import PART
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -25,7 +26,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox allow-popups"
-PART = 1 << 20
 
 # Of gradio's many routes, those that its page needs. It can also fetch addresses, serve files and record calls.
 PAGE = ("/", "/theme.css", "/favicon.ico", "/config", "/config/")
@@ -49,26 +49,22 @@ class OnlyThese:
         self.app, self.desk = app, desk
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self.app(scope, receive, send)
-            return
-        if not is_there(scope["path"]):
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        if scope["type"] == "websocket" or not is_there(scope["path"]):
             return await Response("not found", 404, media_type="text/plain")(scope, receive, send)
-        if scope["path"] == "/gradio_api/upload" and not self._has_room(scope):
-            return await Response("the upload is too large", 413, media_type="text/plain")(scope, receive, send)
-        try:
-            await self.app(scope, receive, send)
-        except ConnectionError:
-            raise
-        except Exception:  # the server says no more than that; its own terminal has the traceback
-            await Response("an error of this server", 500, media_type="text/plain")(scope, receive, send)
-            raise
+        if scope["method"] == "POST" and not self._has_room(scope):
+            return await Response("too large", 413, media_type="text/plain")(scope, receive, send)
+        await self.app(scope, receive, send)
 
     def _has_room(self, scope: Scope) -> bool:
+        """Whether what is sent is small, or an upload for which there is room."""
         length = dict(scope["headers"]).get(b"content-length", b"")
-        count = int(length) if length.isdigit() else uploads.FILE_LIMIT + PART  # without a length nothing is taken
-        return count < self.desk.limits.file + PART and uploads.used(self.desk.workspace)[0] + count < self.desk.limits.total
+        count = int(length) if length.isdigit() else self.desk.limits.file + PART  # as much as may come
+        if scope["path"] != "/gradio_api/upload":
+            return count <= PART
+        held = uploads.used(self.desk.workspace)[0] + uploads.arriving(self.desk.workspace)
+        return count <= self.desk.limits.file + PART and held + count <= self.desk.limits.total + PART
 
 
 def routes(desk: Desk) -> list[Route]:
@@ -91,7 +87,7 @@ def routes(desk: Desk) -> list[Route]:
 
     async def report(request: Request) -> Response:
         name = request.path_params["name"]
-        headers = {"Content-Security-Policy": REPORT_POLICY, "X-Content-Type-Options": "nosniff"}
+        headers = {"Content-Security-Policy": REPORT_POLICY}
         if request.url.path.endswith(".html"):
             headers["Content-Disposition"] = f'attachment; filename="{uploads.slug(name) or "run"}-report.html"'
         text = (desk.workspace.run(name).path / "report.html").read_text(encoding="utf-8")

@@ -112,7 +112,7 @@ def _card(run: RunFolder, told: list[Event], queued: bool) -> dict[str, Any]:
         "tiles": _tiles(found, told, running),
         "fault": _fault(ended) if isinstance(ended, Failed) and how.state == "failed" else None,
         "verdict": verdict(found) if how.state == "finished" else None,
-        "curve": loss_svg(found, *WIDE), "small": loss_svg(found, *SMALL), "warnings": list(warned.items()),
+        "curve": loss_svg(found, *WIDE) if step else "", "small": loss_svg(found, *SMALL) if step else "", "warnings": list(warned.items()),
         "can_go_on": how.go_on.startswith("finetune resume"), "report": (run.path / "report.html").is_file(),
         "model": saved, "kind": kind(run), "command": "" if running else how.go_on.replace(str(run.path), f"outputs/{how.name}"),
     }  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
@@ -13,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetune_kit.errors import KitError, MachineError
+from llm_finetune_kit.serving.guard import Guard, Rules
+from llm_finetune_kit.serving.listening import address_of
 from llm_finetune_kit.ui.desk import Desk
-from llm_finetune_kit.ui.uploads import Limits
+from llm_finetune_kit.ui.uploads import PART, Limits
 from llm_finetune_kit.ui.workspace import Workspace
 
 PORT = 7860
+ENDING = 2  # seconds that open connections have when the server is told to end
+LIMITS = Limits()
 COLOURS = {
     "body_background_fill": "#f6f6f3",
     "body_background_fill_dark": "#15181b",
@@ -44,7 +49,12 @@ COLOURS = {
     "button_secondary_background_fill_dark": "#1e2226",
     "button_secondary_border_color": "#c9cbc5",
     "button_secondary_border_color_dark": "#4a525b",
-    "button_large_text_weight": "550",
+    "button_large_text_weight": "600",
+    "button_border_width": "1px",
+    "button_border_width_dark": "1px",
+    "button_primary_border_color": "#3f6fa8",
+    "button_primary_border_color_dark": "#7fb0ea",
+    "color_accent": "#3f6fa8",
 }
 BEAT = 1.0  # seconds between looks at the queue
 
@@ -52,11 +62,11 @@ BEAT = 1.0  # seconds between looks at the queue
 def require_gradio() -> None:
     """Raises MachineError with the command that installs it, where gradio is missing."""
     if find_spec("gradio") is None:
-        raise MachineError(2, "the browser page needs gradio, which is not installed", fix="pip install 'llm-finetune-kit[ui]'")
+        raise MachineError(52, "the page in the browser needs gradio", fix="pip install 'llm-finetune-kit[ui]'")
 
 
-def application(root: Path, limits: Limits = Limits()) -> Any:  # noqa: B008
-    """The whole page for one workspace, as an ASGI application."""
+def application(root: Path, rules: Rules, limits: Limits = LIMITS) -> Guard:
+    """The whole page for one workspace, behind the guard, as an ASGI application. Raises MachineError without gradio."""
     require_gradio()
     workspace = Workspace(root.resolve())
     incoming = workspace.own / "incoming"
@@ -88,7 +98,7 @@ def application(root: Path, limits: Limits = Limits()) -> Any:  # noqa: B008
         css=(assets / "ui.css").read_text(encoding="utf-8"),
         head=f"<script>{(assets / 'ui.js').read_text(encoding='utf-8')}</script>",
     )
-    return OnlyThese(app, desk)
+    return Guard(OnlyThese(app, desk), rules)
 
 
 def _calm(incoming: Path) -> None:
@@ -127,12 +137,19 @@ async def _beating(desk: Desk) -> AsyncIterator[None]:
         task.cancel()
 
 
-def serve(root: Path, *, host: str = "127.0.0.1", port: int = PORT) -> None:
-    """Serve the page until it is stopped. Raises MachineError if the address is taken."""
-    app = application(root)
+def rules_for(host: str, token: str | None, names: tuple[str, ...] = (), limits: Limits = LIMITS) -> Rules:
+    """Whom the page answers. Raises UsageError for an address that others reach without a token."""
+    return Rules(host=host, token=token, names=names, browser=True, max_body=limits.file + PART)
+
+
+def serve(root: Path, rules: Rules, listener: socket.socket) -> None:
+    """Serve the page on a bound socket until SIGINT or SIGTERM; the runs that it started go on."""
+    app = application(root, rules)
     import uvicorn
 
-    config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
-    server = uvicorn.Server(config)
-    print(f"The page is at http://{'localhost' if host == '127.0.0.1' else host}:{port} (Ctrl-C ends it; runs go on)", flush=True)
-    server.run()
+    how: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False, "proxy_headers": False}
+    server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=ENDING, **how))
+    address = address_of(listener).replace("127.0.0.1", "localhost")
+    print(f"The page is at {address}; Ctrl+C ends it, and runs go on", flush=True)
+    with suppress(KeyboardInterrupt):  # which uvicorn sends again when it has ended
+        server.run(sockets=[listener])

@@ -16,6 +16,7 @@ from llm_finetune_kit.ui.workspace import HERE, Workspace
 FILE_LIMIT = 200_000_000  # bytes of one upload
 TOTAL_LIMIT = 2_000_000_000  # bytes of all uploads of a workspace
 MOST_FILES = 1_000
+PART = 1 << 20  # bytes that are read at once, and that a request may have beside its file
 KNOWN = "JSON, JSON lines, CSV, TSV, Parquet and plain text"
 JSON_NAMES, TABLE_NAMES = (".json", ".jsonl", ".ndjson"), (".csv", ".tsv", ".tab", ".txt", ".text", ".md")
 MARKUP = re.compile(rb"\s*<(!doctype|\?xml|html|head|body|script|svg|!--)|#!", re.IGNORECASE)
@@ -35,6 +36,11 @@ def used(workspace: Workspace) -> tuple[int, int]:
     """Bytes and number of the files that were uploaded into a workspace."""
     sizes = [path.stat().st_size for path in workspace.uploads.glob("*") if path.is_file()]
     return sum(sizes), len(sizes)
+
+
+def arriving(workspace: Workspace) -> int:
+    """Bytes that lie where uploads arrive."""
+    return sum(path.stat().st_size for path in (workspace.own / "incoming").rglob("*") if path.is_file())
 
 
 def take(workspace: Workspace, arrived: Path, name: str, limits: Limits = Limits()) -> str:
@@ -104,6 +110,6 @@ def _is_text(path: Path) -> bool:
     """Whether the whole file is UTF-8 without NUL bytes."""
     try:
         with open(path, encoding="utf-8") as file:
-            return all("\0" not in part for part in iter(lambda: file.read(1 << 20), ""))
+            return all("\0" not in part for part in iter(lambda: file.read(PART), ""))
     except UnicodeDecodeError:
         return False

@@ -23,6 +23,7 @@ MEANS = {
     "QLoRA": "It fits on this machine with its weights in 4 bits (QLoRA).",
     "no": "It does not fit on this machine.",
 }
+MOST_PARTS = 5  # of the memory that have a colour of their own
 SAID = re.compile(r"error\[([A-Z]+)-(\d+)\] (.*?)(?:\n  why:  (.*?))?(?:\n  fix:  (.*?))?(?:\n\S|\Z)", re.DOTALL)
 
 
@@ -122,8 +123,14 @@ def plan(found: dict[str, Any], said: list[str]) -> str:
 def _planned(found: dict[str, Any]) -> dict[str, Any]:
     parts = sorted(found["memory"].items(), key=lambda part: -part[1])
     needed, available = found["needed_memory"], found["available_memory"]
-    shown = [part for part in parts if part[1] >= 1e6]
-    return {"parts": shown, "available": available, "needed": needed, "fits": needed <= available, "choices": found["choices"]}
+    shown = [*parts[:MOST_PARTS], ("others", sum(size for _, size in parts[MOST_PARTS:]))]
+    return {
+        "parts": [part for part in shown if part[1]],
+        "available": available,
+        "needed": needed,
+        "fits": needed <= available,
+        "choices": found["choices"],
+    }
 
 
 def _dollars(cost: dict[str, Any] | None) -> str:

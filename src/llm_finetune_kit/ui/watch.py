@@ -9,6 +9,7 @@ from threading import Lock
 
 from llm_finetune_kit.events import Event, Resumed, Stage, Stepped, from_record
 from llm_finetune_kit.folder import EVENTS, RunFolder
+from llm_finetune_kit.terminal import STAGES
 
 RECENT = 20  # steps that speed and the time left are reckoned from
 
@@ -88,5 +89,5 @@ def stage(told: list[Event]) -> str:
         if isinstance(event, (Stepped, Resumed)):
             return "training"
         if isinstance(event, Stage):
-            return {"train": "training", "run": "beginning"}.get(event.name, f"{event.name} {event.detail}".strip())
+            return "training" if event.name == "train" else f"{STAGES.get(event.name, event.name)} {event.detail}".strip()
     return "beginning"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from llm_finetune_kit.data.cells import guarded
 from llm_finetune_kit.data.formats.rows import Example, Message, Notes, Row
 from llm_finetune_kit.errors import DataError, nearest
 
@@ -255,17 +256,17 @@ def _columns(rows: Sequence[Row]) -> list[str]:
 
 
 def _write_table(delimiter: str) -> Callable[[IO[bytes], Iterable[Row]], int]:
-    """Cells as they are: this is data to train on, so a text that looks like a formula is not changed."""
+    """Texts that look like formulas are guarded (see `cells`); reading the table takes that back."""
 
     def cell(value: Any) -> str:
-        return value if type(value) is str else "" if value is None else _json(value)
+        return guarded(value) if type(value) is str else "" if value is None else _json(value)
 
     def write(file: IO[bytes], rows: Iterable[Row]) -> int:
         kept = list(rows)
         columns = _columns(kept)
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
         table = csv.writer(text, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        table.writerow(columns)
+        table.writerow(map(guarded, columns))
         table.writerows([cell(row.get(column)) for column in columns] for row in kept)
         text.detach()
         return len(kept)

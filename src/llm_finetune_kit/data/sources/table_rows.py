@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
+from llm_finetune_kit.data.cells import unguarded
 from llm_finetune_kit.data.sources.files import LISTED
 from llm_finetune_kit.errors import DataError
 
@@ -38,7 +39,7 @@ def read_table(
             elif len(cells) != len(header):
                 ragged.append((line, len(cells)))
             else:
-                rows.append(dict(zip(header, cells, strict=True)))
+                rows.append(dict(zip(header, map(unguarded, cells), strict=True)))
                 lines.append(line)
     except csv.Error as error:
         raise _broken_table(name, start, str(error)) from None
@@ -54,7 +55,7 @@ def read_table(
 
 
 def _header(cells: list[str], delimiter: str, where: str) -> list[str]:
-    header = [cell.strip() for cell in cells]
+    header = [unguarded(cell.strip()) for cell in cells]
     twice = [cell for cell in header if header.count(cell) > 1]
     if twice:
         columns = [i for i, cell in enumerate(header, 1) if cell == twice[0]]
