@@ -49,7 +49,7 @@ class Page:
 
         with gr.Blocks(title="LLM Finetune Kit", analytics_enabled=False) as blocks:
             gr.HTML(HEAD)
-            with gr.Tabs(elem_id="tabs"):
+            with gr.Tabs(elem_id="tabs", overflow_behavior="wrap"):
                 with gr.Tab("Model", id="model"):
                     demo = self._model_tab()
                 with gr.Tab("Dataset", id="dataset"):

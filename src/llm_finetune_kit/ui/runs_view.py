@@ -38,7 +38,7 @@ class RunsView:
         if name in known or name in jobs:
             return name
         at_work = [run.path.name for run in self.workspace.runs() if run.at_work]
-        return next(iter([self.jobs.current()[0] or "", *at_work, *jobs[-1:], *known]), "") if known or jobs else ""
+        return next((one for one in (self.jobs.current()[0], *at_work, *jobs[-1:], *known) if one), "")
 
     def card(self, name: str) -> str:
         """A run, or a start that waits or came to nothing, as far as is known now."""
@@ -112,7 +112,8 @@ def _card(run: RunFolder, told: list[Event], queued: bool) -> dict[str, Any]:
         "tiles": _tiles(found, told, running),
         "fault": _fault(ended) if isinstance(ended, Failed) and how.state == "failed" else None,
         "verdict": verdict(found) if how.state == "finished" else None,
-        "curve": loss_svg(found, *WIDE) if step else "", "small": loss_svg(found, *SMALL) if step else "", "warnings": list(warned.items()),
+        "curve": loss_svg(found, *WIDE) if step else "", "small": loss_svg(found, *SMALL) if step else "",
+        "warnings": list(warned.items()),
         "can_go_on": how.go_on.startswith("finetune resume"), "report": (run.path / "report.html").is_file(),
         "model": saved, "kind": kind(run), "command": "" if running else how.go_on.replace(str(run.path), f"outputs/{how.name}"),
     }  # fmt: skip
