@@ -16,6 +16,7 @@ from llm_finetune_kit.ui.answers import Answering
 from llm_finetune_kit.ui.jobs import Jobs
 from llm_finetune_kit.ui.runs_view import RunsView
 from llm_finetune_kit.ui.uploads import Limits
+from llm_finetune_kit.ui.watch import Recent
 from llm_finetune_kit.ui.workspace import Workspace
 
 
@@ -32,11 +33,17 @@ class Desk:
     def __post_init__(self) -> None:
         self.jobs = Jobs(self.workspace)
         self.runs = RunsView(self.workspace, self.jobs)
+        self._live: Recent[dict[str, str]] = Recent(0.5)
+        self._models: Recent[str] = Recent(10)
+        self._rows: Recent[list[dict[str, Any]]] = Recent(60)
 
     # --- live ----------------------------------------------------------------------------------------------
 
     def live(self, name: str) -> dict[str, str]:
         """The card of a run and the list of all, for whoever watches."""
+        return self._live.get(name, lambda: self._seen(name))
+
+    def _seen(self, name: str) -> dict[str, str]:
         name = self.runs.followed(name)
         return {"run": name, "card": self.runs.card(name), "history": self.runs.history(name)}
 
@@ -46,6 +53,7 @@ class Desk:
         if verb not in known:
             raise UsageError(1, "there is no such action")
         known[verb](name)
+        self._live.forget()
 
     # --- model and data ------------------------------------------------------------------------------------
 
@@ -56,10 +64,13 @@ class Desk:
         return config
 
     def model(self, name: str | None) -> str:
-        """What a model is, and whether and why it fits here."""
+        """What a model is, and whether and why it fits here. Raises UsageError, and what `plan_run` raises."""
+        named = self.workspace.model(name)
+        return self._models.get(named, lambda: self._model(named))
+
+    def _model(self, named: str) -> str:
         from llm_finetune_kit.planning import plan_run
 
-        named = self.workspace.model(name)
         heard: list[Event] = []
         plan_run(RunConfig().with_values({"model.name": named}), heard.append, force=True)
         plan = next(event.plan for event in heard if isinstance(event, Planned))
@@ -72,7 +83,7 @@ class Desk:
         from llm_finetune_kit.hardware import this_machine
         from llm_finetune_kit.models.known import rows
 
-        return rows(this_machine(self.workspace.root))
+        return self._rows.get("", lambda: rows(this_machine(self.workspace.root)))
 
     def data_sets(self) -> list[tuple[str, str]]:
         """What can be chosen as data: samples of the package and uploads, as label and name."""
@@ -105,7 +116,9 @@ class Desk:
 
     def start(self, values: Mapping[str, Any]) -> str:
         """Start a run, or queue it; its name."""
-        return self.jobs.start(self.config(values))
+        name = self.jobs.start(self.config(values))
+        self._live.forget()
+        return name
 
     # --- testing -------------------------------------------------------------------------------------------
 

@@ -122,7 +122,8 @@ def _word(control: Control, value: Any) -> str | None:
     if control.kind == "switch":
         return "true" if value else "false"
     if control.kind == "choices":
-        return json.dumps(list(value))
+        single = any(get_origin(kind) is Literal for kind in _kinds(knobs()[control.path].annotation))
+        return str(value[0]) if single and len(value) == 1 else json.dumps(list(value))
     if control.kind == "lines":
         lines = [line for line in str(value).split("\n") if line.strip()]
         return json.dumps(lines, ensure_ascii=False) if lines else None

@@ -19,6 +19,7 @@ MOST_FILES = 1_000
 PART = 1 << 20  # bytes that are read at once, and that a request may have beside its file
 KNOWN = "JSON, JSON lines, CSV, TSV, Parquet and plain text"
 JSON_NAMES, TABLE_NAMES = (".json", ".jsonl", ".ndjson"), (".csv", ".tsv", ".tab", ".txt", ".text", ".md")
+CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1f\x7f]")
 MARKUP = re.compile(rb"\s*<(!doctype|\?xml|html|head|body|script|svg|!--)|#!", re.IGNORECASE)
 PARQUET = b"PAR1"
 
@@ -74,7 +75,8 @@ def kind_of(path: Path, suffix: str) -> str:
     if start.startswith(PARQUET) and end == PARQUET:
         return ".parquet"
     first = start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    if not first or MARKUP.match(start.removeprefix(b"\xef\xbb\xbf")) or not _is_text(path):
+    strange = MARKUP.match(start.removeprefix(b"\xef\xbb\xbf")) or CONTROLS.search(start[:512]) or not _is_text(path)
+    if not first or strange:
         raise UsageError(
             53, "this file holds no training data" if first else "this file is empty", fix=f"{KNOWN} are read, as UTF-8"
         )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
+from typing import Any, Generic, TypeVar
 
 from llm_finetune_kit.events import Event, Resumed, Stage, Stepped, from_record
 from llm_finetune_kit.folder import EVENTS, RunFolder
 from llm_finetune_kit.terminal import STAGES
 
+Value = TypeVar("Value")
 RECENT = 20  # steps that speed and the time left are reckoned from
 
 
@@ -63,6 +67,33 @@ def _event(line: bytes) -> Event | None:
         return from_record(json.loads(line)) if line else None
     except (ValueError, TypeError, AttributeError):
         return None
+
+
+class Recent(Generic[Value]):
+    """What was made a moment ago: many who ask for the same at once are answered by making it once."""
+
+    def __init__(self, seconds: float, most: int = 64) -> None:
+        self.seconds, self.most = seconds, most
+        self._made: dict[Any, tuple[float, Value]] = {}
+        self._lock = Lock()
+
+    def get(self, key: Any, make: Callable[[], Value]) -> Value:
+        """The value for `key`, made now if it is older than `seconds`."""
+        with self._lock:
+            when, value = self._made.get(key, (-1e9, None))
+            if time.monotonic() - when < self.seconds and value is not None:
+                return value
+            value = make()
+            self._made.pop(key, None)
+            self._made[key] = (time.monotonic(), value)
+            while len(self._made) > self.most:
+                del self._made[next(iter(self._made))]
+            return value
+
+    def forget(self) -> None:
+        """Make everything anew."""
+        with self._lock:
+            self._made.clear()
 
 
 @dataclass(frozen=True)

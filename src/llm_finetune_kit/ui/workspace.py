@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,8 @@ PLAIN = re.compile(r"[\w.@ ()+,#\[\]:%/-]{1,200}")  # what the name of a folder 
 
 @dataclass(frozen=True)
 class Workspace:
-    """A folder, resolved. Nothing outside it is read or written for the page, but the package and the hub's cache."""
+    """A folder, resolved, in which the process works. Nothing outside it is read or written for the page, but the package
+    and the hub's cache."""
 
     root: Path
 
@@ -74,7 +76,7 @@ class Workspace:
         folder = self._inside(name)
         if folder is not None and folder.is_dir():
             return str(folder.relative_to(self.root))
-        if HUB_ID.fullmatch(name) and ".." not in name:
+        if self._on_hub(name):
             return name
         fix = f"choose a known name, a hub id such as owner/name, or a folder {HERE}"
         raise UsageError(51, "this is no model that can be used here", fix=fix)
@@ -87,7 +89,7 @@ class Workspace:
             raise UsageError(50, "no data is chosen", fix="upload a file or choose a sample in the tab Dataset")
         base = parse(name.removeprefix("sample:"), self._is_here).base
         sample = name.startswith("sample:") and base in sample_names()
-        on_hub = HUB_ID.fullmatch(base) and ".." not in base and Path(base).suffix not in KINDS
+        on_hub = self._on_hub(base) and Path(base).suffix not in KINDS
         if sample or base.lower() in NAMED_SETS or self._is_here(base) or on_hub:
             return name
         fix = f"upload a file, or name a sample, a hub id such as owner/name, or a file {HERE}"
@@ -106,6 +108,10 @@ class Workspace:
             raise ConfigError(18, "data.template names no file that can be used here", fix=f"put the .jinja file {HERE}")
         if config.model.trust_remote_code or config.model.cache_dir or config.output.output_dir != "outputs":
             raise ConfigError(18, "this setting cannot be made in the browser", fix="use the terminal for it")
+
+    def _on_hub(self, name: str) -> bool:
+        """Whether a name can only be a hub id: a folder or link of the owner's name would be read in its place."""
+        return bool(HUB_ID.fullmatch(name)) and ".." not in name and not os.path.lexists(self.root / name.partition("/")[0])
 
     def _is_here(self, name: str) -> bool:
         found = self._inside(name)
