@@ -30,7 +30,7 @@ def testing_tab(desk: Desk, tab: Any, blocks: Any) -> None:
             ask = gr.Button("Ask both", variant="primary", elem_id="ask")
             clear = gr.Button("New conversation", elem_id="clear")
     with gr.Accordion("How they answer", open=False):
-        tokens = gr.Slider(8, MOST_NEW_TOKENS, value=128, step=8, label="Longest answer in tokens")
+        tokens = gr.Slider(8, MOST_NEW_TOKENS, value=128, step=8, label="Longest answer in tokens", elem_id="longest")
         heat = gr.Slider(0, 2, value=0, step=0.1, label="Temperature", info="0 always takes the likeliest token.")
 
     def choices(chosen: str | None) -> Any:
