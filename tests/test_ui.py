@@ -91,6 +91,7 @@ def test_all_faults_of_a_form_are_told_at_once() -> None:
     with pytest.raises(ConfigError) as found:
         form.config_of({"training.max_steps": "many", "lora.r": "-1"})
     assert "training.max_steps" in str(found.value) and "lora.r" in str(found.value)
+    assert "command line" not in str(found.value)
 
 
 # --- names and paths ---------------------------------------------------------------------------------------
@@ -442,7 +443,7 @@ def test_fault_107_of_gradio_only_what_the_page_needs_is_there() -> None:
 
 
 def test_a_missing_gradio_is_one_line(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['gradio'] = None; from llm_finetune_kit.cli_ui import demo; sys.exit(demo([]))"
+    code = "import sys; sys.modules['gradio'] = None; from llm_finetune_kit.cli import page; sys.exit(page([]))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 5
     assert "error[MACHINE-052]" in done.stderr and "pip install 'llm-finetune-kit[ui]'" in done.stderr

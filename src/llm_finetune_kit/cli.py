@@ -54,6 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return guarded(lambda: _dispatch(_normalised(words)))
 
 
+def page(arguments: Sequence[str] | None = None) -> int:
+    """The command `finetune-demo`: the page in a browser."""
+    return main(["ui", *(sys.argv[1:] if arguments is None else arguments)])
+
+
 def guarded(work: Callable[[], int]) -> int:
     """The exit code of some work, with its errors told as a person wants to read them."""
     from llm_finetune_kit.terminal import drop_closed_streams, folded

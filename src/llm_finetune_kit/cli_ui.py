@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from llm_finetune_kit.arguments import Parser
@@ -36,10 +35,3 @@ def ui_command(words: list[str]) -> int:
     with bound(asked.host, asked.port) as listener:
         serve(Path.cwd(), rules, listener)
     return 0
-
-
-def demo(words: list[str] | None = None) -> int:
-    """The command `finetune-demo`."""
-    from llm_finetune_kit.cli import guarded
-
-    return guarded(lambda: ui_command(list(sys.argv[1:] if words is None else words)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -76,7 +77,7 @@ class Answering:
 
             machine = this_machine()
             how: dict[str, Any] = {"dtype": "bfloat16" if machine.bfloat16 else "float32", "device": machine.device}
-            tuned = open_model(str(run.final), **how)
+            tuned = open_model(os.path.relpath(run.final), **how)  # faults then name no folder of the machine
             base = tuned if tuned.is_adapter else open_model(str(read_json(run.path / "resolved.json")["base_model"]), **how)
             self._open, self._key = {"tuned": tuned, "base": base}, key
         return self._open

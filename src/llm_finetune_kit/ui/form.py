@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from llm_finetune_kit.config import RunConfig, knobs
-from llm_finetune_kit.settings import load_config
+from llm_finetune_kit.errors import ConfigError
+from llm_finetune_kit.settings import COMMAND_LINE, load_config
 
 Kind = Literal["switch", "choice", "choices", "lines", "text"]
 
@@ -137,7 +138,12 @@ def _word(control: Control, value: Any) -> str | None:
 
 def config_of(values: Mapping[str, Any]) -> RunConfig:
     """The config that a form asks for. Raises ConfigError with every fault found, and KeyError for a withheld knob."""
-    return load_config(None, words(values))[0]
+    try:
+        return load_config(None, words(values))[0]
+    except ConfigError as error:  # nobody here wrote a command line
+        error.where = error.where.removeprefix(COMMAND_LINE)
+        error.why = error.why.replace(f"{COMMAND_LINE}: ", "")
+        raise
 
 
 def values_of(config: RunConfig) -> dict[str, Any]:

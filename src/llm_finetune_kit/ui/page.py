@@ -162,7 +162,7 @@ class Page:
                     if section != "data":
                         with gr.Accordion(SECTIONS.get(section, section.capitalize()), open=False):
                             self._controls([control.path for control in controls])
-            with gr.Column(scale=3, min_width=300):
+            with gr.Column(scale=3, min_width=300, elem_id="training-side"):
                 with gr.Row():
                     plan = gr.Button("Show the plan", elem_id="plan", min_width=140)
                     start = gr.Button("Start training", variant="primary", elem_id="start", min_width=140)

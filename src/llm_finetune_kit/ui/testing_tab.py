@@ -28,7 +28,7 @@ def testing_tab(desk: Desk, tab: Any, blocks: Any) -> None:
         question = gr.Textbox(label="Question to both", lines=2, max_lines=6, scale=5, min_width=280, elem_id="question")
         with gr.Column(scale=1, min_width=160):
             ask = gr.Button("Ask both", variant="primary", elem_id="ask")
-            clear = gr.Button("New conversation", elem_id="clear")
+            clear = gr.Button("Start over", elem_id="clear")
     with gr.Accordion("How they answer", open=False):
         tokens = gr.Slider(8, MOST_NEW_TOKENS, value=128, step=8, label="Longest answer in tokens", elem_id="longest")
         heat = gr.Slider(0, 2, value=0, step=0.1, label="Temperature", info="0 always takes the likeliest token.")
