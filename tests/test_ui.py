@@ -319,6 +319,19 @@ def test_a_start_that_comes_to_nothing_is_told_and_the_next_begins(desk: Desk) -
     assert desk.jobs.all() == []
 
 
+def test_a_run_that_will_not_go_on_says_why(desk: Desk) -> None:
+    run = RunFolder.create(desk.workspace.outputs, "old")
+    with run.locked():
+        run.record(stepped(1))
+    desk.act("resume", "old")  # it has no checkpoint and no config
+    waited = time.monotonic()
+    while desk.jobs.current()[0] and time.monotonic() - waited < 60:
+        time.sleep(0.05)
+    desk.jobs.advance()
+    card = Desk(desk.workspace).live("old")["card"]
+    assert "interrupted" in card and 'role="alert"' in card and "What to do" in card
+
+
 def test_stopping_what_does_not_run_is_told(desk: Desk) -> None:
     run = RunFolder.create(desk.workspace.outputs, "old")
     with run.locked():

@@ -237,6 +237,9 @@ def test_fault_99_another_start_waits(page: Any, server: Server) -> None:
     page.wait_for_selector("#live .badge:has-text('waiting')")
     assert "short" in page.inner_text("#history") and "running" in page.inner_text("#history")
     assert not (server.folder / "outputs" / "short").exists()
+    number = (server.folder / ".finetune-ui" / "queue" / "at-work.lock").read_text().split()[1]
+    commands = [Path(f"/proc/{one}/cmdline").read_bytes() for one in (number, server.process.pid)]
+    assert all(b"llm_finetune_kit" in command and CANARY.encode() not in command for command in commands)
 
 
 def test_fault_122_fifty_users_while_a_training_runs(page: Any, server: Server) -> None:

@@ -185,11 +185,16 @@ class Jobs:
         return job.started is None or self.current()[0] == job.name
 
     def _clear(self) -> None:
-        """Jobs whose runs have a folder are told by that folder."""
+        """Jobs whose runs have a folder are told by that folder, but for a resume that was refused."""
         known = {run.path.name for run in self.workspace.runs()}
         for job in self.all():
-            if job.name in known and not self._is_open(job):
+            if job.name in known and not self._is_open(job) and not self.refused(job):
                 self._drop(job.name)
+
+    def refused(self, job: Job) -> bool:
+        """Whether a run was to go on, did not, and its log may not say why."""
+        said = self.said(job) if job.words[0] == "resume" and not self._is_open(job) else ""
+        return "error[" in said and "error[STOP" not in said
 
     def _free_name(self, config: RunConfig) -> str:
         data = Path(str(config.data.train_file or "mix").removeprefix("sample:")).stem

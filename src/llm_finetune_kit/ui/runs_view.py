@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llm_finetune_kit.errors import KitError
-from llm_finetune_kit.events import Event, Failed, Planned, Warned
+from llm_finetune_kit.events import Event, Failed, Finished, Planned, Warned
 from llm_finetune_kit.files import MANIFEST
 from llm_finetune_kit.folder import RunFolder
 from llm_finetune_kit.report import compared, words
@@ -45,7 +45,9 @@ class RunsView:
         job = self.jobs.find(name)
         run = next((run for run in self.workspace.runs() if run.path.name == name), None)
         if run is not None:
-            return self._run_card(run, queued=job is not None and job.started is None)
+            queued = job is not None and job.started is None
+            said = self.jobs.said(job) if job is not None and self.jobs.refused(job) else ""
+            return self._run_card(run, queued=queued, said=said)
         if job is None:
             return hint("No run yet", "Press Start above. The loss curve, the speed and the time left appear here.")
         if job.started is None:
@@ -57,12 +59,12 @@ class RunsView:
         said = self.jobs.said(job)
         return piece("lost", job, fault_in(said, name), said)
 
-    def _run_card(self, run: RunFolder, *, queued: bool) -> str:
+    def _run_card(self, run: RunFolder, *, queued: bool, said: str) -> str:
         told = self.watch.told(run)
-        key = (len(told), run.at_work, queued, (run.final / MANIFEST).exists(), (run.path / "report.html").exists())
+        key = (len(told), run.at_work, queued, said, (run.final / MANIFEST).exists(), (run.path / "report.html").exists())
         known = self._cards.get(run.path.name)
         if known is None or known[0] != key:
-            known = self._cards[run.path.name] = (key, piece("run", _card(run, told, queued)))
+            known = self._cards[run.path.name] = (key, piece("run", _card(run, told, queued, said)))
         return known[1]
 
     def standing(self, run: RunFolder) -> Standing:
@@ -96,7 +98,8 @@ def _row(one: Standing) -> dict[str, str]:
     return {"name": one.name, "state": one.state, "tone": TONES[one.state], "place": place, "result": result}
 
 
-def _card(run: RunFolder, told: list[Event], queued: bool) -> dict[str, Any]:
+def _card(run: RunFolder, told: list[Event], queued: bool, said: str) -> dict[str, Any]:
+    """What the template shows of a run; `said` is what its command line said where it would not go on."""
     how, found = standing(run, told), figures(told)
     planned = next((event.plan for event in told if isinstance(event, Planned)), None)
     total = found.total_steps or (planned or {}).get("steps", 0)
@@ -110,7 +113,7 @@ def _card(run: RunFolder, told: list[Event], queued: bool) -> dict[str, Any]:
         "step": step, "total": total, "percent": round(100 * step / total, 1) if total else 0,
         "stage": stage(told) if running else how.why if how.state != "failed" else "", "place": f"step {step:,} of {total:,}",
         "tiles": _tiles(found, told, running),
-        "fault": _fault(ended) if isinstance(ended, Failed) and how.state == "failed" else None,
+        "fault": None if running else _fault(ended, how.state, said),
         "verdict": verdict(found) if how.state == "finished" else None,
         "curve": loss_svg(found, *WIDE) if step else "", "small": loss_svg(found, *SMALL) if step else "",
         "warnings": list(warned.items()),
@@ -133,7 +136,12 @@ def _about(plan: dict[str, Any] | None, told: list[Event]) -> str:
     return f"{words.name(str(asked['model']['name']))} on {named}, {asked['method']}"
 
 
-def _fault(ended: Failed) -> KitError:
+def _fault(ended: Finished | Failed | None, state: str, said: str) -> KitError | None:
+    """Why the run failed, or would not go on."""
+    if said:
+        return fault_in(said, "the run")
+    if not isinstance(ended, Failed) or state != "failed":
+        return None
     kind, _, number = ended.code.partition("-")
     fault = KitError(int(number) if number.isdigit() else 0, ended.problem, fix=ended.fix)
     fault.kind = kind
