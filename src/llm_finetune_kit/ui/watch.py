@@ -120,5 +120,6 @@ def stage(told: list[Event]) -> str:
         if isinstance(event, (Stepped, Resumed)):
             return "training"
         if isinstance(event, Stage):
-            return "training" if event.name == "train" else f"{STAGES.get(event.name, event.name)} {event.detail}".strip()
+            said = {"train": "training", "plan": "planning"}.get(event.name)
+            return said or f"{STAGES.get(event.name, event.name)} {event.detail}".strip()
     return "beginning"
