@@ -334,6 +334,22 @@ def test_a_stopped_run_goes_on(page: Any, server: Server) -> None:
     page.wait_for_selector("#live .badge:has-text('interrupted')")
 
 
+def test_fault_111_a_hostile_name_is_text(page: Any, server: Server) -> None:
+    name = "<img src=x onerror=document.title=1>"
+    final = server.folder / "outputs" / name / "final"
+    final.mkdir(parents=True)
+    (final / "manifest.json").write_text("{}")
+    (final.parent / "events.jsonl").write_text('{"event": "Stage", "time": 1, "name": "plan", "detail": "<img src=x>"}\n')
+    tab(page, "Training")
+    page.get_by_role("button", name=name).click()
+    page.wait_for_selector("#live h3:has-text('onerror')")
+    tab(page, "Testing")
+    page.click("#tested input")
+    page.get_by_role("option", name=name).click()
+    page.wait_for_selector("#comparison .empty")
+    assert page.locator("#tabs img").count() == 0 and page.title() == "LLM Finetune Kit"
+
+
 @pytest.mark.parametrize("path", [
     "gradio_api/file=/etc/passwd", "gradio_api/file=connections", "gradio_api/file=server.log", "file=/etc/passwd",
     "runs/../x/report", "runs/none/report", "runs/%2e%2e/report", "runs/long-run/model.zip",

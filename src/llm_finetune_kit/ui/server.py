@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -147,9 +148,13 @@ def serve(root: Path, rules: Rules, listener: socket.socket) -> None:
     app = application(root, rules)
     import uvicorn
 
-    how: dict[str, Any] = {"log_level": "warning", "access_log": False, "server_header": False, "proxy_headers": False}
-    server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=ENDING, **how))
+    # What fails in a request is told by the guard; uvicorn's own words are of connections that ended with it.
+    how: dict[str, Any] = {"log_config": None, "log_level": "critical", "access_log": False, "ws": "none"}
+    how |= {"server_header": False, "proxy_headers": False, "timeout_graceful_shutdown": ENDING}
+    server = uvicorn.Server(uvicorn.Config(app, **how))
     address = address_of(listener).replace("127.0.0.1", "localhost")
+    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn sends them again when it has ended, and then they mean nothing
+        signal.signal(number, lambda *_: None)
     print(f"The page is at {address}; Ctrl+C ends it, and runs go on", flush=True)
-    with suppress(KeyboardInterrupt):  # which uvicorn sends again when it has ended
-        server.run(sockets=[listener])
+    server.run(sockets=[listener])
+    print("stopped")
