@@ -189,7 +189,8 @@ def test_names_inside_the_workspace_mean_what_they_say(tmp_path: Path) -> None:
 
 
 def arrived(folder: Path, content: bytes) -> Path:
-    path = folder / "arrived"
+    path = Workspace(folder.resolve()).incoming / "arrived"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path
 
@@ -219,7 +220,7 @@ def test_fault_109_data_is_kept_under_a_name_that_is_made_here(content: bytes, n
     workspace = Workspace(tmp_path.resolve())
     assert uploads.take(workspace, arrived(tmp_path, content), name) == kept
     assert (tmp_path / kept).read_bytes() == content
-    assert not (tmp_path / "arrived").exists()
+    assert list(workspace.incoming.iterdir()) == []
     assert not (tmp_path / kept).stat().st_mode & 0o111
     assert workspace.data(kept) == kept
 
@@ -230,8 +231,22 @@ def test_fault_109_what_is_no_data_is_refused_whatever_it_is_called(name: str, t
         if content.startswith(b"PAR1") and name.endswith((".csv", ".txt")):
             continue  # text that begins so
         with pytest.raises(UsageError):
-            uploads.take(Workspace(tmp_path), arrived(tmp_path, content), name)
-        assert list(tmp_path.iterdir()) in ([], [tmp_path / "uploads"])
+            uploads.take(Workspace(tmp_path.resolve()), arrived(tmp_path, content), name)
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_fault_106_only_what_was_uploaded_is_moved(tmp_path: Path) -> None:
+    root = tmp_path / "here"
+    arrived(root, b"{}").with_name("link").symlink_to(tmp_path / "mine.jsonl")
+    (tmp_path / "mine.jsonl").write_text("{}")
+    for path in (
+        tmp_path / "mine.jsonl",
+        Workspace(root).incoming / "link",
+        Workspace(root).incoming / ".." / ".." / ".." / "mine.jsonl",
+    ):
+        with pytest.raises(UsageError):
+            uploads.take(Workspace(root.resolve()), path, "mine.jsonl")
+    assert (tmp_path / "mine.jsonl").exists() and not (root / "uploads").exists()
 
 
 def test_the_same_file_sent_twice_is_kept_once(tmp_path: Path) -> None:

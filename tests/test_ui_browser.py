@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import io
 import json
 import os
@@ -305,9 +306,14 @@ def test_base_and_tuned_are_compared_and_asked(page: Any, server: Server) -> Non
     page.get_by_text("How they answer", exact=True).click()
     page.fill("#longest input[type=number]", "16")
     page.fill("#question textarea", f"<img src=x onerror=alert(1)> {BASE_IS}")
+    watch = "new MutationObserver(() => window.seen.add(document.querySelector('#chat').innerText.length))"
+    page.evaluate(
+        f"window.seen = new Set(); {watch}.observe(document.querySelector('#tabs'), {{subtree: true, childList: true}})"
+    )
     page.click("#ask")
-    page.wait_for_selector("#chat .answer.tuned .caret")
-    page.wait_for_function("!document.querySelector('#chat .caret') && document.querySelectorAll('#chat .answer').length == 2")
+    page.wait_for_selector("#chat .ask")
+    page.wait_for_function("!document.querySelector('#chat .caret') && !document.querySelector('#chat .answer .soft')")
+    assert len(page.evaluate("[...window.seen]")) > 4, "the answers come in pieces"
     assert BASE_IS in page.inner_text("#chat") and "waits for its turn" not in page.inner_text("#chat")
     assert page.locator("#chat img").count() == 0
     assert len(page.inner_text("#chat .answer.base")) > 1
@@ -380,6 +386,48 @@ def test_fault_102_another_site_starts_and_stops_nothing(server: Server) -> None
             urllib.request.urlopen(request, timeout=30)
         assert found.value.code == 403
     assert sorted(path.name for path in (server.folder / ".finetune-ui" / "queue").iterdir()) == before
+
+
+class Counting(http.server.BaseHTTPRequestHandler):
+    """Counts who comes."""
+
+    asked = 0
+
+    def do_GET(self) -> None:
+        Counting.asked += 1
+        self.send_error(404)
+
+    def log_message(self, *words: Any) -> None:
+        """Silent."""
+
+
+def test_fault_106_and_115_a_call_past_the_page_takes_no_file_and_fetches_nothing(server: Server) -> None:
+    """gradio takes what looks like an upload in the value of any control."""
+    config = json.loads(server.get("config"))
+    by_id = {part["id"]: part["props"].get("elem_id") for part in config["components"]}
+    calls = [one for one in config["dependencies"] if one["backend_fn"] and one["inputs"]]
+    (server.folder / "mine.jsonl").write_text('{"prompt": "a", "response": "b"}')
+    before = sorted(path for path in server.folder.rglob("*") if path.is_file() and path.suffix in (".jsonl", ""))
+    with http.server.HTTPServer(("127.0.0.1", 0), Counting) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        paths = [
+            str(server.folder / "mine.jsonl"),
+            "/etc/hostname",
+            f"http://127.0.0.1:{other.server_port}/x.jsonl",
+            "mine.jsonl",
+        ]
+        paths += [str(server.folder / ".finetune-ui" / "incoming" / ".." / ".." / "mine.jsonl")]
+        for call in (next(one for one in calls if by_id[one["inputs"][0]] == name) for name in ("upload", "knob-model-name")):
+            for path in paths:
+                for key in ("path", "url"):
+                    file = {key: path, "orig_name": "x.jsonl", "meta": {"_type": "gradio.FileData"}}
+                    for value in (file, [file], {"a": [file]}):
+                        with pytest.raises(urllib.error.HTTPError) as found:
+                            server.post("gradio_api/queue/join", {"data": [value], "fn_index": call["id"], "session_hash": "x"})
+                        assert found.value.code == 400
+        other.shutdown()
+    assert Counting.asked == 0
+    assert sorted(path for path in server.folder.rglob("*") if path.is_file() and path.suffix in (".jsonl", "")) == before
 
 
 def test_fault_108_an_upload_beyond_the_limit_is_cut(server: Server) -> None:

@@ -11,6 +11,7 @@ from llm_finetune_kit.catalog import MODELS, SHORT_NAMES
 from llm_finetune_kit.config import RunConfig
 from llm_finetune_kit.errors import UsageError
 from llm_finetune_kit.events import Event, Planned
+from llm_finetune_kit.files import MANIFEST, read_json
 from llm_finetune_kit.ui import form, runs_view, views
 from llm_finetune_kit.ui.answers import Answering
 from llm_finetune_kit.ui.jobs import Jobs
@@ -51,7 +52,7 @@ class Desk:
         """Stop, resume or dismiss a run. Raises UsageError or BusyError."""
         known = {"stop": self.jobs.stop, "resume": self.jobs.resume, "dismiss": self.jobs.dismiss}
         if verb not in known:
-            raise UsageError(1, "there is no such action")
+            raise UsageError(56, "there is no such action", fix="stop, resume or dismiss")
         known[verb](name)
         self._live.forget()
 
@@ -66,16 +67,18 @@ class Desk:
     def model(self, name: str | None) -> str:
         """What a model is, and whether and why it fits here. Raises UsageError, and what `plan_run` raises."""
         named = self.workspace.model(name)
-        return self._models.get(named, lambda: self._model(named))
+        short = SHORT_NAMES.get(named.lower(), named.lower())
+        if short not in MODELS:  # its config may have to be fetched, and nobody else should wait for that
+            return self._model(named, None)
+        row = next(row for row in self.model_rows() if row["name"] == short)
+        return self._models.get(named, lambda: self._model(named, row))
 
-    def _model(self, named: str) -> str:
+    def _model(self, named: str, row: dict[str, Any] | None) -> str:
         from llm_finetune_kit.planning import plan_run
 
         heard: list[Event] = []
         plan_run(RunConfig().with_values({"model.name": named}), heard.append, force=True)
         plan = next(event.plan for event in heard if isinstance(event, Planned))
-        short = SHORT_NAMES.get(named.lower(), named.lower())
-        row = next((row for row in self.model_rows() if row["name"] == short), None) if short in MODELS else None
         return views.model(named, row, plan)
 
     def model_rows(self) -> list[dict[str, Any]]:
@@ -124,7 +127,7 @@ class Desk:
 
     def tested(self) -> list[str]:
         """Runs whose model can be asked, the newest first."""
-        return [run.path.name for run in self.workspace.runs() if (run.final / "manifest.json").is_file()]
+        return [run.path.name for run in self.workspace.runs() if (run.final / MANIFEST).is_file()]
 
     def comparison(self, name: str) -> str:
         """Base against tuned, of one run."""
@@ -133,8 +136,6 @@ class Desk:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    from llm_finetune_kit.files import read_json
-
     try:
         tree = read_json(path)
     except (OSError, ValueError):

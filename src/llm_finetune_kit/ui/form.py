@@ -52,6 +52,7 @@ class Control:
     value: Any
     choices: tuple[tuple[str, str], ...] = ()
     placeholder: str = ""
+    long: bool = False  # a text of several lines may be meant
 
 
 def controls() -> dict[str, Control]:
@@ -87,7 +88,7 @@ def _control(path: str, field: Any) -> Control:
         )
     if lists == [str] and len(kinds) == 1:
         return Control(**look, kind="lines", value="", placeholder="one to a line")
-    return Control(**look, kind="text", value="", placeholder=_placeholder(field.default))
+    return Control(**look, kind="text", value="", placeholder=_placeholder(field.default), long=str in kinds)
 
 
 def _label(path: str) -> str:
@@ -128,7 +129,7 @@ def _word(control: Control, value: Any) -> str | None:
     if control.kind == "lines":
         lines = [line for line in str(value).split("\n") if line.strip()]
         return json.dumps(lines, ensure_ascii=False) if lines else None
-    text = str(value)
+    text = str(value).rstrip("\n")
     if not text.strip():
         return None
     if str in _kinds(knobs()[control.path].annotation):  # a terminal takes these for something else than the text

@@ -76,7 +76,8 @@ class Page:
         elif one.kind in ("choice", "choices"):
             made = gr.Dropdown(list(one.choices), multiselect=one.kind == "choices", **look)
         else:
-            made = gr.Textbox(lines=3 if one.kind == "lines" else 1, max_lines=12, placeholder=one.placeholder, **look)
+            most = 12 if one.long or one.kind == "lines" else 1
+            made = gr.Textbox(lines=3 if one.kind == "lines" else 1, max_lines=most, placeholder=one.placeholder, **look)
         self.controls[path] = made
 
     def _controls(self, paths: list[str]) -> None:

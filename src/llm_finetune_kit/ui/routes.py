@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
+import io
+import json
 import zipfile
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import IO, Any
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from pathlib import Path
+from typing import Any
 
-from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
@@ -55,7 +56,21 @@ class OnlyThese:
             return await Response("not found", 404, media_type="text/plain")(scope, receive, send)
         if scope["method"] == "POST" and not self._has_room(scope):
             return await Response("too large", 413, media_type="text/plain")(scope, receive, send)
+        if scope["path"] == "/gradio_api/queue/join":
+            body = await Request(scope, receive).body()
+            if not self._names_uploads_alone(body):
+                return await Response("not understood", 400, media_type="text/plain")(scope, receive, send)
+            receive = _again(body, receive)
         await self.app(scope, receive, send)
+
+    def _names_uploads_alone(self, body: bytes) -> bool:
+        """Whether all files that a call names are uploads. gradio, mounted on another application, would take any file of
+        the machine, and fetch any address, that a value of any control names in this way."""
+        try:
+            named = list(_files_in(json.loads(body)))
+            return all(Path(str(one.get("path"))).resolve().is_relative_to(self.desk.workspace.incoming) for one in named)
+        except (ValueError, RecursionError, OSError):
+            return False
 
     def _has_room(self, scope: Scope) -> bool:
         """Whether what is sent is small, or an upload for which there is room."""
@@ -65,6 +80,24 @@ class OnlyThese:
             return count <= PART
         held = uploads.used(self.desk.workspace)[0] + uploads.arriving(self.desk.workspace)
         return count <= self.desk.limits.file + PART and held + count <= self.desk.limits.total + PART
+
+
+def _files_in(value: Any) -> Iterator[dict[str, Any]]:
+    """All that gradio would take for a file in what a call carries."""
+    if isinstance(value, dict) and {"path", "meta", "url"} & set(value):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _files_in(inner)
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """A body that was read, for the next one to read; then what else comes."""
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_again() -> MutableMapping[str, Any]:
+        return waiting.pop() if waiting else await receive()
+
+    return receive_again
 
 
 def routes(desk: Desk) -> list[Route]:
@@ -98,10 +131,8 @@ def routes(desk: Desk) -> list[Route]:
         final = desk.workspace.run(name).final
         if not (final / MANIFEST).is_file():
             raise UsageError(50, "this run has no model yet", fix="wait for its end")
-        packed = await run_in_threadpool(_zipped, final)
         headers = {"Content-Disposition": f'attachment; filename="{uploads.slug(name) or "run"}.zip"'}
-        done = BackgroundTask(packed.close)
-        return StreamingResponse(_parts(packed), media_type="application/zip", headers=headers, background=done)
+        return StreamingResponse(_zipped(final), media_type="application/zip", headers=headers)
 
     return [
         Route("/live", live),
@@ -124,16 +155,34 @@ def _guarded(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Req
     return answer
 
 
-def _zipped(folder: Any) -> IO[bytes]:
-    """The files of a folder, packed into a file without a name: it is gone when it is closed."""
-    packed = tempfile.TemporaryFile()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+class _Pieces(io.RawIOBase):
+    """A file that keeps what is written only until it is taken."""
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, part: Any) -> int:
+        self._held += part
+        return len(part)
+
+    def taken(self) -> bytes:
+        held, self._held = bytes(self._held), bytearray()
+        return held
+
+
+def _zipped(folder: Path) -> Iterator[bytes]:
+    """The files of a folder as a zip archive that needs no room on the disk."""
+    pieces = _Pieces()
+    with zipfile.ZipFile(pieces, "w", zipfile.ZIP_STORED) as archive:
         for path in sorted(folder.rglob("*")):
-            if path.is_file() and not path.is_symlink():
-                archive.write(path, path.relative_to(folder))
-    packed.seek(0)
-    return packed
-
-
-def _parts(file: IO[bytes]) -> Any:
-    return iter(lambda: file.read(PART), b"")
+            if path.is_symlink() or not path.is_file():
+                continue
+            about = zipfile.ZipInfo.from_file(path, path.relative_to(folder))
+            with open(path, "rb") as source, archive.open(about, "w", force_zip64=True) as target:
+                for part in iter(lambda: source.read(PART), b""):
+                    target.write(part)
+                    yield pieces.taken()
+    yield pieces.taken()

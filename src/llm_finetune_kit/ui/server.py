@@ -70,10 +70,9 @@ def application(root: Path, rules: Rules, limits: Limits = LIMITS) -> Guard:
     """The whole page for one workspace, behind the guard, as an ASGI application. Raises MachineError without gradio."""
     require_gradio()
     workspace = Workspace(root.resolve())
-    incoming = workspace.own / "incoming"
-    shutil.rmtree(incoming, ignore_errors=True)  # of uploads that were cut off
-    incoming.mkdir(parents=True, exist_ok=True)
-    _calm(incoming)
+    shutil.rmtree(workspace.incoming, ignore_errors=True)  # uploads that were cut off
+    workspace.incoming.mkdir(parents=True, exist_ok=True)
+    _calm(workspace.incoming)
     import gradio as gr
     from starlette.applications import Starlette
 

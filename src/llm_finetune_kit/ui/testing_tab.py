@@ -39,7 +39,7 @@ def testing_tab(desk: Desk, tab: Any, blocks: Any) -> None:
 
     def answered(name: str | None, said: list[Turn], asked: str, longest: float, warmth: float) -> Iterator[tuple[Any, str, str]]:
         try:
-            how = GenerationSection(max_new_tokens=int(longest), temperature=float(warmth))
+            how = GenerationSection(max_new_tokens=min(int(longest), MOST_NEW_TOKENS), temperature=float(warmth))
             for grown in desk.answering.ask(desk.workspace.run(name or ""), said, asked, how):
                 yield grown, conversation(grown), ""
         except KitError as error:

@@ -41,15 +41,17 @@ def used(workspace: Workspace) -> tuple[int, int]:
 
 def arriving(workspace: Workspace) -> int:
     """Bytes that lie where uploads arrive."""
-    return sum(path.stat().st_size for path in (workspace.own / "incoming").rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in workspace.incoming.rglob("*") if path.is_file())
 
 
 def take(workspace: Workspace, arrived: Path, name: str, limits: Limits = Limits()) -> str:
     """Move an upload into the workspace and return its name there, such as `uploads/train.jsonl`.
 
     The same content under the same name is kept once. Raises UsageError for what is too large or no data; the file
-    that arrived is gone either way.
+    that arrived is gone either way. What lies elsewhere than where uploads arrive is not touched.
     """
+    if not arrived.resolve().is_relative_to(workspace.incoming):
+        raise UsageError(51, "this is no upload", fix="send the file again")
     try:
         count = arrived.stat().st_size
         bytes_used, files = used(workspace)

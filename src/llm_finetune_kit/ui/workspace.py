@@ -47,6 +47,11 @@ class Workspace:
         """The page's own files: the queue and what is being uploaded."""
         return self.root / ".finetune-ui"
 
+    @property
+    def incoming(self) -> Path:
+        """Where uploads arrive."""
+        return self.own / "incoming"
+
     def runs(self) -> list[RunFolder]:
         """All runs, the last started first; links that lead out of the workspace are none."""
         return [run for run in runs(self.outputs) if self.holds(run.path)]
