@@ -1,6 +1,7 @@
 # Two commands do everything, each with its own set-up: `make demo` and `make test`.
 PYTHON ?= python3
 VENV   ?= .venv
+JOBS   ?= 2
 READY  := $(VENV)/.ready
 
 .PHONY: demo test check bench clean
@@ -9,7 +10,7 @@ demo: $(READY)
 	$(VENV)/bin/finetune demo
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
 
 check: $(READY)
 	$(VENV)/bin/ruff check .

@@ -16,7 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "src"))  # works without installing the package
 
-from llm_finetune_kit.cli import guarded, main, start
+from llm_finetune_kit.arguments import EXITS, Parser
+from llm_finetune_kit.cli import dashed, guarded, main, start
 from llm_finetune_kit.cli_evaluate import checked_model, show_evaluation
 from llm_finetune_kit.errors import UsageError
 from llm_finetune_kit.settings import load_config
@@ -24,20 +25,20 @@ from llm_finetune_kit.settings import load_config
 DEFAULT_CONFIG = "configs/training_config.yaml"
 
 
-def parse(words: list[str] | None = None) -> argparse.Namespace:
+def parse(words: list[str]) -> argparse.Namespace:
     """The command line of this script; dashes and underscores in flags are the same."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="python main.py", description=__doc__ or "", exits=EXITS)
     parser.add_argument("--mode", required=True, choices=["train", "eval", "evaluate", "inference"])
     parser.add_argument("--config", default=DEFAULT_CONFIG, help=f"YAML config (default {DEFAULT_CONFIG})")
     parser.add_argument(
-        "--model_path",
         "--model-path",
+        "--model_path",
         default="outputs/final",
         help="a run, a model folder, outputs/final or outputs/checkpoint-N",
     )
     parser.add_argument("--prompt", help="what to ask (inference)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
-    return parser.parse_intermixed_args(words)
+    return parser.parse_all([dashed(word) for word in words])
 
 
 def run(asked: argparse.Namespace) -> int:
@@ -58,4 +59,4 @@ def run(asked: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(guarded(lambda: run(parse())))
+    raise SystemExit(guarded(lambda: run(parse(sys.argv[1:]))))

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from llm_finetune_kit.hardware import share_the_machine
+
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for tests that it starts in the background
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the program does; here torch is loaded before it
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # each of several processes has its own core
+share_the_machine()  # as the program does; here torch is loaded before it
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm_finetune_kit import AlpacaDatasetLoader, DailyDialogDatasetLoader, QuickTrainer, get_dataset_stats, load_dataset
-from llm_finetune_kit.errors import DataError
+from llm_finetune_kit import (
+    AlpacaDatasetLoader,
+    DailyDialogDatasetLoader,
+    DataConfig,
+    EvaluationConfig,
+    LLAMATrainer,
+    LoRAConfig,
+    ModelConfig,
+    QuickTrainer,
+    TrainingConfig,
+    get_dataset_stats,
+    load_dataset,
+)
+from llm_finetune_kit.errors import ConfigError, DataError
 from llm_finetune_kit.models.locate import demo_folder
 from llm_finetune_kit.models.tokenizer import load_tokenizer
 
@@ -107,3 +119,59 @@ def test_stats_are_the_quality_report() -> None:
     stats = get_dataset_stats([*ALPACA, ALPACA[0]], model="demo")
     assert stats["rows"] == 41 and {"exact_duplicates"} <= {one["kind"] for one in stats["findings"]}
     assert stats["lengths"]["tokens"]["max"] > stats["lengths"]["tokens"]["min"] > 0
+
+
+@pytest.fixture(scope="module")
+def framework(tmp_path_factory: pytest.TempPathFactory) -> LLAMATrainer:
+    """The call that the framework's documents show, on the embedded model."""
+    data = DataConfig(dataset_name=ALPACA, max_length=128)
+    out = str(tmp_path_factory.mktemp("framework"))
+    trainer = LLAMATrainer(
+        model_config=ModelConfig(model_name="demo", use_4bit=True, use_nested_quant=True),
+        lora_config=LoRAConfig(r=16, lora_alpha=32, target_modules=["q_proj", "v_proj", "k_proj", "o_proj"]),
+        data_config=data,
+        training_config=TrainingConfig(output_dir=out, max_steps=2, logging_steps=1),
+        eval_config=EvaluationConfig(max_length=8, num_beams=2),
+        listen=lambda event: None,
+    )
+    trainer.train()
+    return trainer
+
+
+def test_the_frameworks_configurations_set_the_knobs_that_they_name(framework: LLAMATrainer) -> None:
+    config = framework.config
+    assert config.model.quantization == "nf4" and config.model.double_quantization and config.model.max_length == 128
+    assert config.lora.r == 16 and config.lora.alpha == 32 and config.lora.dropout == 0.05
+    assert config.lora.target_modules == ["q_proj", "v_proj", "k_proj", "o_proj"]
+    assert (config.training.max_grad_norm, config.training.warmup_ratio, config.training.learning_rate) == (0.3, 0.03, 2e-4)
+    how = config.evaluation.generation
+    assert (how.max_new_tokens, how.num_beams, how.temperature, how.top_p) == (8, 2, 0.7, 0.9)
+    assert json.loads((framework.result.folder.path / "resolved.json").read_text())["config"]["model"]["quantization"] == "nf4"
+
+
+def test_the_frameworks_trainer_evaluates_what_it_trained(framework: LLAMATrainer) -> None:
+    found = framework.evaluate(test_prompts=["Say the word number 3."], test_references=["The word is w3."])
+    held_out = json.loads((framework.result.folder.path / "data_report.json").read_text())["masks"]["held_out_examples"]
+    assert found["perplexity"] > 1 and found["rows"] == held_out and len(found["responses"]) == 1
+    assert 0 <= found["bleu"] <= 1 and set(found["rouge"]) == {"rouge1", "rouge2", "rougeL"}
+    assert framework.loss_history[0][0] == 1 and len(framework.loss_history) == 2
+    assert framework.evaluate() == {key: found[key] for key in framework.evaluate()}
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: LLAMATrainer(ModelConfig("demo")).evaluate(), "nothing is trained yet"),
+        (lambda: LLAMATrainer(lora_config=LoRAConfig(task_type="SEQ_CLS")), "only causal language models"),
+        (lambda: LLAMATrainer(ModelConfig("demo", bnb_4bit_quant_type="nf5")), "model.quantization is 'nf5'"),
+    ],
+)
+def test_what_the_framework_cannot_do_is_told(make: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make()
+
+
+def test_4_bits_that_are_off_are_off() -> None:
+    trainer = LLAMATrainer(ModelConfig("demo", use_4bit=False), data_config=DataConfig("sample:chat"))
+    assert trainer.config.model.quantization is None
+    assert QuickTrainer("demo", "sample:chat", use_4bit=True, bnb_4bit_quant_type="fp4").config.model.quantization == "fp4"

@@ -429,7 +429,7 @@ def test_a_fault_of_ours_says_so_and_keeps_its_traceback(
     def broken(_: object) -> int:
         raise RuntimeError("the roof fell in")
 
-    monkeypatch.setattr("llm_finetune_kit.cli._models", broken)
+    monkeypatch.setattr("llm_finetune_kit.cli_machine.models_command", broken)
     code, _, err = answer(capsys, "models")
     assert code == 70
     assert "error[BUG-001] RuntimeError: the roof fell in" in err and "Traceback" not in err

@@ -18,8 +18,8 @@ from llm_finetune_kit.config import DataSection, GenerationSection, RunConfig
 from llm_finetune_kit.data import prepare
 from llm_finetune_kit.data.batches import evaluation_passes
 from llm_finetune_kit.errors import ConfigError, DataError, UsageError
-from llm_finetune_kit.evaluation.asking import general_tokens, how_many, prompts_of
-from llm_finetune_kit.evaluation.comparison import _sentence
+from llm_finetune_kit.evaluation.asking import general_tokens, how_many, prompts_of, usual_count
+from llm_finetune_kit.evaluation.comparison import _drift, _sentence
 from llm_finetune_kit.evaluation.losses import RowLosses, row_losses
 from llm_finetune_kit.evaluation.perplexity import measure, rows_for
 from llm_finetune_kit.events import Compared, Event, Warned
@@ -112,7 +112,8 @@ def test_a_zero_adapter_differs_by_exactly_nothing(demo: Opened) -> None:
         assert found["outcome"] == "none" and found["sentence"].startswith("No difference shown")
         for row in found["metrics"]:
             assert row["difference"] == 0, row["name"]
-            assert (row["low"], row["high"]) == (0, 0) or row["low"] is None
+            assert row["low"] is None or row["low"] == -row["high"], "equal answers to few rows do not tell much of others"
+        assert [(row["low"], row["high"]) for row in found["metrics"] if row["name"] in ("loss", "perplexity")] == [(0, 0)] * 2
         assert found["wins"]["tied"] == 12 and found["general"]["difference"] == 0
         assert found["best"] == found["worst"] == []
 
@@ -189,15 +190,22 @@ def test_raw_texts_have_prompts_and_no_references(demo: Opened) -> None:
     assert one.reference == "" and len(one.ids) == 16
 
 
-def test_the_number_of_answers_follows_the_time_they_take() -> None:
-    asked: list[int] = []
-    prompts: list[Any] = list(range(100))
-    assert how_many(lambda some: asked.append(len(some)), prompts, None, 1e9) == (100, "all there are")
-    count, why = how_many(lambda some: torch.ones(300, 300).matmul(torch.ones(300, 300)), prompts, None, 1e-9)
-    assert count == 4 and "set evaluation.rows for more" in why
-    assert how_many(lambda some: asked.append(len(some)), prompts, 7, 0.0)[0] == 7
-    assert how_many(lambda some: asked.append(len(some)), prompts[:4], None, 0.0) == (4, "all there are")
-    assert asked == [4], "only where nobody said how many, and there are more than a few"
+def test_the_number_of_answers_follows_from_counts_alone(demo: Opened) -> None:
+    assert how_many(100, None, 200) == (100, "all there are")
+    assert how_many(100, None, 7) == (7, "about a minute's worth on a usual machine")
+    assert how_many(100, 7, 50) == (7, "as many as were asked for") and how_many(4, 7, 50) == (4, "all there are")
+    few, many = (usual_count(demo.model, tokens, 5.0) for tokens in (1000, 64))
+    assert few < many and usual_count(demo.model, 64, 1e-9) == 4 and usual_count(demo.model, 64, 1e9) == 256
+
+
+def test_how_much_was_forgotten_is_graded_and_stands_with_its_interval() -> None:
+    row = {"base": 2.0, "outcome": "worse"}
+    for relative, word in ((0.015, "a little"), (0.05, "some"), (0.12, "much")):
+        moved = {"tuned": 2 * (1 + relative), "low": relative, "high": 3 * relative}
+        said = _drift(row | moved, relative, 40)
+        assert said.startswith(f"It forgot {word} of what it knew")
+        assert f"({relative:+.1%}, with 95 % confidence {relative / 2:+.1%} to {1.5 * relative:+.1%})" in said
+    assert _drift(row | {"tuned": 2.01, "low": -0.1, "high": 0.1, "outcome": "none"}, 0.005, 40).startswith("No forgetting shown")
 
 
 def test_the_general_set_is_forty_short_texts_of_two_kinds(demo: Opened) -> None:
@@ -239,7 +247,7 @@ def test_the_comparison_can_be_left_out_and_its_metrics_and_rows_chosen(tmp_path
     result, _ = train(tmp_path, "demo", FRUITS, evaluation__metrics=["rouge1", "perplexity"], evaluation__rows=3, **quick)
     assert result.comparison is not None
     assert [row["name"] for row in result.comparison["metrics"]] == ["loss", "perplexity", "rouge1"]
-    assert len(result.comparison["examples"]) == 3 and result.comparison["rows"]["why"] == "as many as you asked for"
+    assert len(result.comparison["examples"]) == 3 and result.comparison["rows"]["why"] == "as many as were planned"
     result, _ = train(tmp_path, "demo", FRUITS, evaluation__metrics=["perplexity"], **quick)
     assert result.comparison is not None and result.comparison["rows"]["answered"] == 0
     with pytest.raises(ConfigError, match=r"evaluation\.metrics"):
@@ -279,6 +287,25 @@ def test_compare_finds_the_rows_that_the_run_held_out(
     assert main(["compare", run_folder, "--fail-if-worse", "--metrics", "perplexity", *short]) == 6
     said = capsys.readouterr()
     assert "Held-out loss" in said.out and "error[TRAIN-003] the tuned model is worse than its base" in said.err
+
+
+def test_compare_without_anything_said_is_what_the_run_did_at_its_end(
+    spoiled: tuple[Result, list[Event]], tmp_path: Path
+) -> None:
+    run_folder, out, at_the_end = spoiled[0].folder.path, tmp_path / "new" / "out", spoiled[0].comparison
+    assert main(["compare", str(run_folder), "--dtype", "float32", "--out", str(out)]) == 0
+    assert at_the_end is not None and sorted(path.name for path in out.iterdir()) == [
+        "comparison.md",
+        "eval_results.csv",
+        "eval_results.json",
+    ]
+    found = json.loads((out / "eval_results.json").read_text())["comparison"]
+    assert found["decoding"] == at_the_end["decoding"] and found["rows"]["answered"] == at_the_end["rows"]["answered"]
+    assert [one["tuned"]["text"] for one in found["examples"]] == [one["tuned"]["text"] for one in at_the_end["examples"]]
+    table = {row["metric"]: row for row in csv.DictReader((out / "eval_results.csv").read_text().splitlines())}
+    assert float(table["held_out_loss"]["tuned"]) == pytest.approx(found["metrics"][0]["tuned"])
+    assert found["sentence"] in (out / "comparison.md").read_text()
+    assert main(["compare", str(run_folder), "--out", str(run_folder)]) == 2
 
 
 def test_two_models_are_compared_one_after_the_other(learned: tuple[Result, list[Event]]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import json
 import logging
+import os
 import socket
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import uvicorn
 
 from asgi import Answer, ask, running
+from chromium import PROGRAM
 from llm_finetune_kit.errors import UsageError
 from llm_finetune_kit.serving import exchange
 from llm_finetune_kit.serving.access import REMEMBERED, WAIT, Attempts, new_token, read_token
@@ -229,8 +231,8 @@ def test_105_the_cookie_is_out_of_reach_and_the_token_is_told_nowhere(caplog: py
     assert {one.headers["referrer-policy"] for one in answers} == {"no-referrer"}
 
 
-def on_a_port(guard: Guard) -> uvicorn.Server:
-    return uvicorn.Server(uvicorn.Config(guard, lifespan="off", ws="none", log_level="critical", server_header=False))
+def on_a_port(app: Any) -> uvicorn.Server:
+    return uvicorn.Server(uvicorn.Config(app, lifespan="off", ws="none", log_level="critical", server_header=False))
 
 
 def raw(port: int, head: str, pieces: list[bytes], pause: float = 0.0) -> bytes:
@@ -324,7 +326,8 @@ def test_118_no_site_may_call_unless_it_is_named() -> None:
         assert "access-control-allow-credentials" not in found.headers
         assert "Origin" in found.headers["vary"]
     assert inside.reached == ["/"]  # the one with the token
-    assert ask(guard, "POST", "/", {"origin": "https://other.example"} | bearer(TOKEN)).status == 403
+    other = ask(guard, "POST", "/", {"origin": "https://other.example"} | bearer(TOKEN))
+    assert (other.status, other.headers.get("access-control-allow-origin")) == (403, None)
     for wrong in ("*", "tools.example", "null", "https://tools.example/path", "ftp://tools.example"):
         with pytest.raises(UsageError, match="no origin"):
             Rules(origins=(wrong,))
@@ -371,3 +374,56 @@ def test_121_every_answer_carries_the_security_headers() -> None:
         assert "default-src 'self'" in policy
         assert "http" not in policy and "*" not in policy  # from nowhere else
     assert ask(guarded()[0]).headers["content-security-policy"].startswith("default-src 'none'")
+
+
+# A page of another port: for cookies and for `SameSite` it is the same site, so the visitor's cookie goes with its requests.
+ATTACK = """<!doctype html><title>attack</title><body>
+<iframe name="hole"></iframe>
+<form method="post" action="{place}/act/form" target="hole"><input name="token" value="x"></form>
+<img src="{place}/act/image"><iframe src="{place}/act/frame"></iframe><script src="{place}/act/script"></script>
+<script>
+const tries = [];
+for (const [name, how] of Object.entries({{
+  plain: {{method: "POST", mode: "no-cors", credentials: "include", body: "x"}},
+  read: {{credentials: "include"}},
+  json: {{method: "POST", credentials: "include", headers: {{"content-type": "application/json"}}, body: "{{}}"}},
+}})) tries.push(fetch("{place}/act/" + name, how).catch(() => 0));
+const line = new WebSocket("{place}/act/socket".replace("http", "ws"));
+tries.push(new Promise(done => {{ line.onclose = line.onopen = done; }}));
+document.forms[0].submit();
+Promise.all(tries).then(() => setTimeout(() => document.title = "done", 300));
+</script></body>"""
+
+
+@pytest.mark.skipif(
+    PROGRAM is None and os.environ.get("CI") != "true", reason="no chromium is installed (apt-get install chromium)"
+)
+def test_102_103_a_browser_signs_in_and_another_port_of_the_machine_cannot_use_that() -> None:
+    from playwright.sync_api import sync_playwright
+
+    guard, inside = guarded(token=TOKEN, browser=True)
+
+    async def attack(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/html")]})
+        await send({"type": "http.response.body", "body": ATTACK.format(place=place).encode()})
+
+    with running(lambda: on_a_port(guard)) as port, running(lambda: on_a_port(attack)) as other, sync_playwright() as playwright:
+        place = f"http://127.0.0.1:{port}"
+        browser = playwright.chromium.launch(executable_path=PROGRAM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        page = browser.new_page()
+        assert page.goto(place).status == 401
+        page.fill("#token", "not-the-right-one")
+        page.click("button")
+        assert "not the token" in page.inner_text("[role=alert]")
+        page.fill("#token", TOKEN)
+        page.click("button")
+        page.wait_for_function("document.body.innerText == 'inside'")
+        assert TOKEN not in page.url
+        assert page.evaluate("document.cookie") == ""
+        assert page.evaluate("fetch('/own', {method: 'POST'}).then(found => found.status)") == 200
+        reached = list(inside.reached)
+        assert "/own" in reached
+        page.goto(f"http://127.0.0.1:{other}")
+        page.wait_for_function("document.title == 'done'")
+        browser.close()
+    assert inside.reached == reached

@@ -93,12 +93,12 @@ def test_prices_are_dollars_an_hour_or_nothing() -> None:
     assert machine_named("T4").price == GPUS["T4"].price
 
 
-@pytest.mark.parametrize(("asked", "found"), [({}, "passive 256"), ({"OMP_WAIT_POLICY": "active"}, "active 256")])
+@pytest.mark.parametrize(("asked", "found"), [({}, "passive 48 1"), ({"OMP_WAIT_POLICY": "active"}, "active 48 1")])
 def test_waiting_threads_sleep_unless_the_environment_says_otherwise(asked: dict[str, str], found: str) -> None:
     code = "import os; from llm_finetune_kit.hardware import share_the_machine as share; share(); " + (
-        "print(os.environ['OMP_WAIT_POLICY'], os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])"
+        "print(*(os.environ[name] for name in ('OMP_WAIT_POLICY', 'ONEDNN_PRIMITIVE_CACHE_CAPACITY', 'LRU_CACHE_CAPACITY')))"
     )
-    names = ("OMP_WAIT_POLICY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    names = ("OMP_WAIT_POLICY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
     env = {name: value for name, value in os.environ.items() if name not in names} | asked
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
     assert done.stdout.strip() == found

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from llm_finetune_kit.config import RunConfig, knobs
-from llm_finetune_kit.events import Planned, Stepped
+from llm_finetune_kit.events import Planned, Sampled, Stage, Stepped
 from llm_finetune_kit.material import prepare_run
 from llm_finetune_kit.models.freezing import blocks
 from llm_finetune_kit.terminal import Terminal
@@ -64,6 +64,7 @@ ELSEWHERE = {
     "lora.bias",  # test_adapters.py, on a model with biases
     "training.logging_steps",  # below
     "training.on_disk_full",  # test_survival.py
+    "training.profile",  # test_profile.py
     "training.trackers",  # test_tracking.py
 }
 
@@ -127,3 +128,13 @@ def test_lines_of_the_log_come_every_so_many_steps(capsys: pytest.CaptureFixture
             terminal(Stepped(step, 10, 1.0, 2.0, 1e-4, 0.5, 100, 60, 0.1))
         lines.append(capsys.readouterr().err.count("loss"))
     assert lines == [9, 3]
+
+
+def test_answers_during_training_take_a_line_of_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal()
+    for stage, step in (("answer", 0), ("train", 5), ("answer", 10)):
+        terminal(Stage(stage))
+        for prompt in ("Who?", "Where?"):
+            terminal(Sampled(step, prompt, "It was\n" + "the same cat again, " * 20))
+    lines = [line for line in capsys.readouterr().err.split("\n") if "cat" in line]
+    assert len(lines) == 1 and lines[0].startswith("step 5 answers: It was the same cat") and len(lines[0]) < 110

@@ -117,7 +117,10 @@ def test_run_inference(trained_for_long: Done, python_main: Run) -> None:
     ("words", "told"),
     [
         ([], "--mode"),
-        (["--mode", "dance"], "dance"),
+        (["--mode", "dance"], "choose from train, eval, evaluate, inference"),
+        (["--mode", "tarin"], "did you mean train?"),
+        (["--mode", "train", "--model_pth", "x"], "did you mean --model-path?"),
+        (["--mode", "train", "word"], "is not of the form section.key=value"),
         (["--mode", "inference"], "no prompt is given"),
         (["--mode", "train", "--config", "configs/training_confg.yaml"], "did you mean configs/training_config.yaml?"),
         (["--mode", "train", "lora.r=0", "--config", "configs/gpt2.yaml", "lora.alpha=0"], "lora.alpha is 0"),
@@ -127,3 +130,4 @@ def test_run_inference(trained_for_long: Done, python_main: Run) -> None:
 def test_a_wrong_word_is_told(words: list[str], told: str, place: Path) -> None:
     done = start([sys.executable, "main.py", *words], place, light=True)
     assert done.code == 2 and told in done.err and "Traceback" not in done.err
+    assert done.err.startswith("error[") and "\n  fix:  " in done.err and "usage:" not in done.err

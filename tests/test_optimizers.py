@@ -15,17 +15,18 @@ from llm_finetune_kit.errors import MachineError, TrainingError
 from llm_finetune_kit.models.freezing import blocks, freeze
 from llm_finetune_kit.models.loading import DTYPES, load_base, train_all
 from llm_finetune_kit.models.locate import Located
+from llm_finetune_kit.plan.contradictions import OPTIMIZERS, optimizers_on
 from llm_finetune_kit.training import scaling
 from llm_finetune_kit.training.checkpoint import Progress, restore, take
 from llm_finetune_kit.training.loop import Schedule, fit
-from llm_finetune_kit.training.optimizer import KINDS, make_optimizer, optimizers_here, restore_state, state_tensors
+from llm_finetune_kit.training.optimizer import make_optimizer, restore_state, state_tensors
 from llm_finetune_kit.training.recompute import recompute_blocks
 from llm_finetune_kit.training.scaling import LossScale
 from llm_finetune_kit.training.step import Objective, accumulate
 from test_adapters import adapted, base_of, shake
 from test_step import TARGETS, WAYS, apart, gradient, in_passes, rows, tiny
 
-HERE = optimizers_here("cpu")
+HERE = optimizers_on("cpu")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -142,7 +143,7 @@ def test_every_kind_learns(kind: str) -> None:
     assert losses[-1] < 0.2 * losses[0]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in HERE])
+@pytest.mark.parametrize("kind", [kind for kind in OPTIMIZERS if kind not in HERE])
 def test_a_kind_that_cannot_run_here_is_refused(kind: str) -> None:
     with pytest.raises(MachineError, match="does not run on cpu") as refused:
         make_optimizer(weights(), 0.0, kind=kind)

@@ -16,6 +16,7 @@ from llm_finetune_kit.errors import ConfigError, MachineError
 from llm_finetune_kit.hardware import Machine, machine_named
 from llm_finetune_kit.models.facts import facts_by_name
 from llm_finetune_kit.plan import DataFacts, Plan, compare, fits, make_plan
+from llm_finetune_kit.plan.decisions import sampling
 from llm_finetune_kit.plan.speed import Measured, Rates
 
 DATA = DataFacts(examples=1000, held_out=50, tokens=234_000, target_tokens=170_000, longest=512)
@@ -286,9 +287,9 @@ def test_a_probe_of_longer_rows_says_less_of_shorter_ones() -> None:
 
 def test_kernels_of_ever_new_lengths_are_counted() -> None:
     equal = replace(DATA, tokens=512_000)
-    few, many = (plan("smollm2-135m", training__max_steps=steps).memory["kernels"] for steps in (2, 100))
+    few, many = (plan("smollm2-135m", training__max_steps=steps).memory["kernels"] for steps in (1, 100))
     assert few < many == plan("smollm2-135m", training__max_steps=1000).memory["kernels"]
-    assert plan("smollm2-135m", data=equal, training__max_steps=100).memory["kernels"] < few
+    assert plan("smollm2-135m", data=equal, training__max_steps=100).memory["kernels"] == few
 
 
 # --- proof -------------------------------------------------------------------------------------------------
@@ -335,3 +336,21 @@ def test_a_plan_by_name_takes_two_seconds_at_most() -> None:
         times.append(time.perf_counter() - started)
         assert done.stdout.split() == ["False"]
     assert min(times) < 2
+
+
+def test_sample_answers_come_with_evaluations_as_often_as_is_cheap() -> None:
+    """`answers` is how many steps they last; 3 % of the steps between them may go into them."""
+    assert sampling(3.0, 100, 1000) == (100, "at every evaluation")
+    assert sampling(7.0, 100, 1000)[0] == 300 and "one evaluation in 3" in sampling(7.0, 100, 1000)[1]
+    assert sampling(40.0, 100, 1000)[0] == 1000 and "before and after training only" in sampling(40.0, 100, 1000)[1]
+
+
+def test_what_is_asked_of_the_model_does_not_depend_on_how_busy_the_machine_is() -> None:
+    slow = replace(CPU, rates=Rates(1e10, 4e10, 4, "a busy moment"))
+    first, second = (plan("gpt2", machine).config.evaluation for machine in (CPU, slow))
+    assert first == second and first.sample_steps and 4 <= (first.rows or 0) <= 256
+    told = plan("gpt2", evaluation__sample_steps=7, evaluation__rows=9)
+    assert (told.config.evaluation.sample_steps, told.config.evaluation.rows) == (7, 9)
+    often = plan("gpt2", evaluation__sample_steps=1)
+    assert often.time["answers"] > 5 * told.time["answers"]
+    assert plan("gpt2", evaluation__compare=False).config.evaluation.rows is None

@@ -109,7 +109,18 @@ def test_fault_027_identical_rows_are_counted_with_their_lines(tmp_path: Path) -
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     report = prepare.read(str(path), DataSection()).report
     assert report["repeated"] == 2
-    assert any("2 rows repeat an earlier one word for word (lines 15, 16)" in warning for warning in report["warnings"])
+    assert "2 rows repeat an earlier one word for word (lines 15, 16)" in report["repeats"][0]
+
+
+def test_copies_are_told_of_the_rows_that_are_used(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": f"The {thing} is here."}) + "\n" for thing in (*THINGS, *THINGS[:2])))
+    report = prepare.read(str(path), DataSection()).report
+    tokens = encoded(["one", "two", "three", "four"]).tokens
+    again = replace(tokens, ids=np.array([0, 1, 2, 0], dtype=np.int32))
+    assert prepare.repeats(report, tokens, None) == report["repeats"] and report["repeats"]
+    assert prepare.repeats(report, tokens, 4) == [], "the copies are among the others"
+    assert prepare.repeats(report, again, 4) == ["of the rows that are used, 1 row repeats an earlier one word for word"]
 
 
 def test_max_samples_are_chosen_before_the_split() -> None:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import random
+import string
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from llm_finetune_kit.checking import check
+from llm_finetune_kit.config import RunConfig
 from llm_finetune_kit.data.formats import Example, Formatted, detect, to_examples
 from llm_finetune_kit.data.masks import Tokens
 from llm_finetune_kit.data.quality import QualityReport, inspect_data, junk, table
+from llm_finetune_kit.data.quality.alphabet import dropped_characters
 from llm_finetune_kit.data.quality.tidy import tidy
 from llm_finetune_kit.data.sources import Source, read_source
 from llm_finetune_kit.errors import DataError
+from llm_finetune_kit.material import prepare_run
 from llm_finetune_kit.report.data_page import page
 
 WORDS = [
@@ -303,3 +310,33 @@ def test_fault_027_leakage_between_real_files(shared: Path, part: str, as_writte
     leakage = next(one for one in report.findings if one.kind == "leakage")
     assert f"{found} word for word" in leakage.sentence and found >= as_written
     assert kinds(report)["exact_duplicates"] == 521, "497 as they are"
+
+
+def folding(*steps: Any) -> SimpleNamespace:
+    """A tokenizer that knows the bytes of a little ASCII text, after these steps of normalising."""
+    backend = Tokenizer(models.BPE())
+    backend.normalizer = normalizers.Sequence(list(steps))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    known = [*string.ascii_letters, *string.digits, *" .,!?'"]
+    backend.train_from_iterator(known, trainers.BpeTrainer(vocab_size=len(known), show_progress=False))
+    return SimpleNamespace(backend=backend, tokenizer=SimpleNamespace(unk_token_id=None), decode=backend.decode)
+
+
+def test_characters_that_the_tokenizer_drops_are_told_and_those_it_folds_are_not() -> None:
+    folds = folding(normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase(), normalizers.Replace("\u201c", "'"))
+    texts = ["Caf\u00e9 \u201cBAR\u201c, \uff11 e\u0301\x07", "two\u00a0words", "C# or C++?", "1+1 = 2", "F#"]
+    assert dropped_characters(texts, folds) == ("#+=", [2, 3, 4])
+    assert dropped_characters(texts[:2], folds) == ("", [])
+    assert dropped_characters(["\u201cHi\u201c"], folding()) == ("\u201c", [0])
+
+
+def test_dropped_characters_are_a_finding_and_a_warning_with_a_place(shared: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"What is {n}?", "response": "A number." if n < 5 else "It is #6 of them."} for n in range(7)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = str(shared / "models" / "TinyStories-656K")
+    found = {one.kind: one for one in check(str(path), RunConfig(), model=model).report.findings}["dropped_characters"]
+    assert (found.count, found.rows[0]) == (2, f"{path} line 6") and "(#)" in found.sentence
+    config = RunConfig().with_values({"model.name": model, "data.train_file": str(path)})
+    (told,) = [text for text in prepare_run(config).warnings if "drops" in text]
+    assert f"drops # (2 of 7 rows looked at, the first: {path} line 6)" in told

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from llm_finetune_kit.events import (
     Stage,
     Stepped,
     Warned,
+    from_record,
+    to_record,
 )
 from llm_finetune_kit.files import write_json, write_whole
 from llm_finetune_kit.folder import RunFolder
@@ -295,6 +298,30 @@ def test_a_run_that_came_nowhere_has_a_report(tmp_path: Path, events: list[Event
     write_report(folder)
     assert "Not finished" in read(folder, "report.html")
     json.loads(read(folder, "eval_results.json"), parse_constant=pytest.fail)
+
+
+def test_answers_during_training_and_memory_are_shown_over_the_steps(finished: Path, tmp_path: Path):
+    before = read(finished, "report.html")  # of a run that recorded neither
+    assert "during training" not in before and "Memory (GB)" not in before and 'class="planned"' not in before
+    events = whole_run()
+    for step in (20, 10):
+        place = next(place for place, event in enumerate(events) if isinstance(event, Evaluated) and event.step == step)
+        events[place + 1 : place + 1] = [Sampled(step, "Capital?", f"Rome <{step}>", ""), Sampled(step, SCRIPT, "", "Paris")]
+    held = [replace(event, memory=10**9 + event.step) if isinstance(event, Stepped) else event for event in events]
+    folder = make(tmp_path, held)
+    write_report(folder)
+    by_prompt = {pair.prompt: pair.between for pair in figures(held).pairs}
+    assert by_prompt["Capital?"] == ((10, "Rome <10>"), (20, "Rome <20>")) and by_prompt[SCRIPT] == ((10, ""), (20, ""))
+    html = read(folder, "report.html")
+    assert html.count("Its answers during training: 2") == 2 and "Rome &lt;20&gt;" in html
+    assert "Memory (GB) from step 1 to 40: 1 at first, 1 at last, 2.06 planned" in html and 'class="planned"' in html
+    assert json.loads(read(folder, "eval_results.json"))["samples"][0]["between"][0][0] == 10
+
+
+def test_old_events_without_memory_can_be_read():
+    record = to_record(stepped(3, 2.0), 0.0)
+    del record["memory"]
+    assert from_record(record) == stepped(3, 2.0)
 
 
 def test_a_long_run_stays_small(tmp_path: Path):

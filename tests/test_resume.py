@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llm_finetune_kit.config import RunConfig
-from llm_finetune_kit.errors import BusyError, DataError, KitError, ModelError, TrainingError, UsageError
+from llm_finetune_kit.errors import BusyError, DataError, Interrupted, KitError, ModelError, TrainingError, UsageError
 from llm_finetune_kit.events import Evaluated, Event, Failed, Resumed, Sampled, Saved, Stepped, Warned
 from llm_finetune_kit.files import MANIFEST, damage
 from llm_finetune_kit.folder import RunFolder
@@ -85,6 +85,7 @@ def asked(model: Path, outputs: Path, method: str = "lora", **more: Any) -> RunC
         "training.early_stopping_patience": 100,
         "training.tokens_per_pass": 256,
         "evaluation.prompts": ["Who?"],
+        "evaluation.sample_steps": 5,
         "evaluation.generation.max_new_tokens": 4,
         "output.output_dir": str(outputs),
         "output.run_name": "run",
@@ -187,7 +188,8 @@ def is_saved(name: str) -> Callable[[Event], bool]:
         pytest.param(lambda event: isinstance(event, Evaluated) and event.step == 8, id="evaluation"),
         pytest.param(is_saved("checkpoint-6"), id="checkpoint"),
         pytest.param(is_saved("checkpoint-12"), id="last checkpoint"),
-        pytest.param(lambda event: isinstance(event, Sampled) and event.step > 0, id="last sample"),
+        pytest.param(lambda event: isinstance(event, Sampled) and event.step == 5, id="sample"),
+        pytest.param(lambda event: isinstance(event, Sampled) and event.step % 5 > 0, id="last sample"),
     ],
 )
 def test_a_run_that_died_between_steps_goes_on_bit_for_bit(
@@ -196,6 +198,35 @@ def test_a_run_that_died_between_steps_goes_on_bit_for_bit(
     folder = crashed(asked(model, tmp_path / "outputs"), when)
     resume(folder)
     assert story(folder) == whole("lora")
+
+
+def test_answers_during_training_leave_no_trace_and_are_made_up_for(
+    model: Path, whole: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    """At steps 4 and 8, after an evaluation: without them the run is the same, and none is lost that was due."""
+    often = {"evaluation__sample_steps": 4, "evaluation__prompts": ["Who?", "What did Lily see away?"]}
+    reference = story(run(asked(model, tmp_path / "whole" / "outputs", **often)).folder)
+    other = whole("lora")
+    assert [step for step, prompt, _ in reference["answers"] if prompt == "Who?"][:3] == [0, 4, 8]
+    assert all(reference[name] == other[name] for name in other if name not in ("answers", "checkpoint"))
+
+    dead = crashed(
+        asked(model, tmp_path / "dead" / "outputs", **often), lambda event: isinstance(event, Evaluated) and event.step == 8
+    )
+    resume(dead)
+    assert story(dead) == reference
+
+    def stop_after_evaluation(event: Event) -> None:
+        if isinstance(event, Evaluated) and event.step == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        run(asked(model, tmp_path / "stopped" / "outputs", **often), stop_after_evaluation)
+    stopped, heard = RunFolder(tmp_path / "stopped" / "outputs" / "run"), list[Event]()
+    assert not any(isinstance(event, Sampled) and event.step == 8 for event in stopped.replay())
+    resume(stopped, heard.append)
+    assert [event.step for event in heard if isinstance(event, Sampled)][:2] == [8, 8]
+    assert story(stopped) == reference
 
 
 def test_fault_062_a_run_may_die_again_and_again(model: Path, whole: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:

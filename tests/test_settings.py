@@ -10,13 +10,13 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
-from llm_finetune_kit.api import QuickTrainer, knob_named
 from llm_finetune_kit.arguments import FLAGS, asked_config
 from llm_finetune_kit.cli import _parser
 from llm_finetune_kit.config import ALIASES, RunConfig, demo_values, knobs
 from llm_finetune_kit.errors import ConfigError, KitError
 from llm_finetune_kit.plain_yaml import dump_yaml, read_yaml
 from llm_finetune_kit.settings import changed, expected, load_config
+from llm_finetune_kit.trainers import QuickTrainer, knob_named
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

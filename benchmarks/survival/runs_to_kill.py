@@ -18,6 +18,7 @@ COMMON = {
     "training.early_stopping_patience": "100",
     "training.tokens_per_pass": "256",
     "evaluation.prompts": '["Who?"]',
+    "evaluation.sample_steps": "5",
     "evaluation.generation.max_new_tokens": "4",
     "evaluation.compare": "false",
 }

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llm_finetune_kit.catalog import MODELS
-from llm_finetune_kit.config import ALIASES, DataSection, GenerationSection, RunConfig, knobs
-from llm_finetune_kit.errors import ConfigError, MachineError, nearest
-from llm_finetune_kit.events import Event, Listen
+from llm_finetune_kit.config import DataSection, GenerationSection, RunConfig
 from llm_finetune_kit.settings import changed
+from llm_finetune_kit.trainers import PreparedDataset, as_knobs, loaded, spelled
 
 
 @dataclass(frozen=True)
@@ -35,20 +34,12 @@ class Dataset(list[dict[str, Any]]):
         return f"Dataset({self.name!r}, {len(self):,} rows, columns {', '.join(self[0]) if self else 'none'})"
 
 
-@dataclass(frozen=True)
-class PreparedDataset:
-    """Rows that were understood and tokenized; `report` says what became of each."""
-
-    rows: list[dict[str, Any]]
-    tokens: Any
-    report: dict[str, Any]
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-
 def get_available_models() -> list[str]:
-    """Short names that `load_model` and `--model` know."""
+    """Short names that `load_model` and `--model` know.
+
+    >>> "tinyllama" in get_available_models()
+    True
+    """
     return list(MODELS)
 
 
@@ -65,9 +56,8 @@ def estimate_training_time(
     """
     from llm_finetune_kit.planning import plan_run
 
-    values = {knob_named(name): value for name, value in settings.items()}
-    asked = _as_knobs(data) if data is not None else {}
-    plan = plan_run(changed(RunConfig(), {"model.name": model} | asked | values), on=on, price=price)
+    asked = as_knobs(data) if data is not None else {}
+    plan = plan_run(changed(RunConfig(), {"model.name": model} | asked | spelled(settings)), on=on, price=price)
     return {"time": plan.time, "cost": plan.cost, "peak_memory": plan.peak_memory, "memory": plan.memory, "steps": plan.steps}
 
 
@@ -75,6 +65,10 @@ def load_model(name: str, *, dtype: str | None = None, revision: str | None = No
     """A model and its tokenizer, in the number format that this machine computes fastest, and facts about them.
 
     `name` is a short name, a hub id or a local folder. Raises ModelError or MachineError.
+
+    >>> model, tokenizer, facts = load_model("demo")
+    >>> facts.parameters
+    4492032
     """
     from llm_finetune_kit.models.locate import locate
 
@@ -96,24 +90,26 @@ def load_dataset(data: Any, *, format: str | None = None, columns: dict[str, str
     generator, a pandas frame, an object of `datasets`, or a loader with a method `load`.
 
     `format` and `columns` say what the rows are where detection would not. Raises DataError with place and fix.
+
+    >>> load_dataset([{"prompt": "Say hello.", "response": "Hello."}])
+    Dataset('rows', 1 rows, columns prompt, response)
     """
     from llm_finetune_kit.data.formats import detect, to_examples
     from llm_finetune_kit.data.ready import is_ready
     from llm_finetune_kit.data.sources import read_source
 
-    source = read_source(_loaded(data))
+    source = read_source(loaded(data))
     if not is_ready(source):
         to_examples(source, detect(source, format, columns), on_bad_rows="stop", system_prompt=None)
     return Dataset(list(source.rows), source.name)
 
 
-def _loaded(data: Any) -> Any:
-    """What a loader of the user's own gives, or the data itself."""
-    return data.load() if callable(getattr(data, "load", None)) else data
-
-
 def load_sample_dataset(name: str = "chat") -> Dataset:
-    """A dataset of the package: `chat`, `instruct`, `code`, `summarization` or `translation`."""
+    """A dataset of the package: `chat`, `instruct`, `code`, `summarization` or `translation`.
+
+    >>> len(load_sample_dataset("chat"))
+    20
+    """
     return load_dataset(f"sample:{name.removeprefix('sample:')}")
 
 
@@ -123,15 +119,23 @@ def get_dataset_stats(
     """The quality report of a data set as plain values: counts, lengths and findings (see docs/data.md).
 
     With `model`, lengths are counted in its tokens too, and with `eval_dataset` leakage between the two is looked for.
+
+    >>> get_dataset_stats("sample:chat")["verdict"]
+    'good to train'
     """
     from llm_finetune_kit.checking import check
 
-    held_out = _loaded(eval_dataset)
-    return check(_loaded(dataset), RunConfig(), held_out=held_out, model=model, max_length=max_length).report.to_dict()
+    held_out = loaded(eval_dataset)
+    return check(loaded(dataset), RunConfig(), held_out=held_out, model=model, max_length=max_length).report.to_dict()
 
 
 def prepare_dataset(dataset: Any, tokenizer: Any, *, loss_on: str = "answers") -> PreparedDataset:
-    """The dataset as token ids and masks under a tokenizer, with a report. Raises DataError for what cannot be used."""
+    """The dataset as token ids and masks under a tokenizer, with a report. Raises DataError for what cannot be used.
+
+    >>> _, tokenizer, _ = load_model("demo")
+    >>> len(prepare_dataset(load_dataset("sample:chat"), tokenizer))
+    20
+    """
     from llm_finetune_kit.data import prepare
     from llm_finetune_kit.models.tokenizer import ChatTokenizer
 
@@ -140,121 +144,6 @@ def prepare_dataset(dataset: Any, tokenizer: Any, *, loss_on: str = "answers") -
     chat = ChatTokenizer(tokenizer)
     encoded = prepare.tokenize(prepare.read(rows, settings), settings, chat, chat.fingerprint())
     return PreparedDataset(rows, encoded.tokens, encoded.report)
-
-
-def _as_knobs(data: Any) -> dict[str, Any]:
-    """The knobs that stand for data given in Python: a name as it is, anything else as rows."""
-    if isinstance(data, (str, Path)):
-        return {"data.train_file": str(data)}
-    from llm_finetune_kit.data.sources import held_out_beside, read_source
-
-    data = data.rows if isinstance(data, PreparedDataset) else _loaded(data)
-    beside = held_out_beside(data)
-    apart = {} if beside is None else {"data.eval_file": list(read_source(beside).rows)}
-    return {"data.train_file": list(read_source(data).rows)} | apart
-
-
-class ProgressCallback:
-    """Calls `show(event)` for every event of a run; subclass or pass a function."""
-
-    def __init__(self, show: Callable[[Event], None] | None = None) -> None:
-        self.show = show
-
-    def __call__(self, event: Event) -> None:
-        if self.show is not None:
-            self.show(event)
-
-
-class QuickTrainer:
-    """Three lines to a tuned model.
-
-    >>> trainer = QuickTrainer("demo", "sample:chat", max_steps=2)  # doctest: +SKIP
-    >>> trainer.train()  # doctest: +SKIP
-    """
-
-    def __init__(self, model: str | Path, data: Any, *, listen: Listen | None = None, **settings: Any) -> None:
-        values = {knob_named(name): value for name, value in settings.items()}
-        self.config = changed(RunConfig(), {"model.name": str(model)} | _as_knobs(data) | values)
-        self.listen = listen
-        self.result: Any = None
-
-    def train(self) -> Any:
-        """Run it, with progress in the terminal unless a listener was given; returns the run's `Result`."""
-        self.result = _run(self.config, self.listen, None)
-        return self.result
-
-    def ask(self, prompt: str, *, max_new_tokens: int = 128) -> str:
-        """The tuned model's answer. Call `train` first."""
-        return _ask(self.result, prompt, max_new_tokens)
-
-
-class SimpleTrainer:
-    """Trains a model that `load_model` returned on data that `prepare_dataset` returned."""
-
-    def __init__(self, model: Any, tokenizer: Any, dataset: Any, *, listen: Listen | None = None, **settings: Any) -> None:
-        values = {knob_named(name): value for name, value in settings.items()}
-        self.config = changed(RunConfig(), {"model.name": tokenizer.name_or_path} | _as_knobs(dataset) | values)
-        self.model = model
-        self.listen = listen
-        self.result: Any = None
-
-    def train(self) -> Any:
-        """Run it; afterwards `model` is the tuned model. Returns the run's `Result`."""
-        self.result = _run(self.config, self.listen, self.model)
-        self.model = self.result.model
-        return self.result
-
-    def save(self, folder: str | Path | None = None) -> Path:
-        """Where the tuned model is; with `folder`, a copy of it there."""
-        import shutil
-
-        if self.result is None:
-            raise ConfigError(11, "nothing is trained yet", where="SimpleTrainer.save", fix="call train() first")
-        final: Path = self.result.folder.final
-        if folder is None:
-            return final
-        try:
-            return Path(shutil.copytree(final, folder))
-        except FileExistsError:
-            fix = "name a folder that does not exist yet"
-            raise MachineError(13, "there is something already", where=str(folder), fix=fix) from None
-        except OSError as error:  # shutil.Error is one too
-            raise MachineError(13, f"cannot be written: {error}", where=str(folder), fix="name another folder") from None
-
-
-def knob_named(name: str) -> str:
-    """The dotted path of a knob given by its name alone, its path or a known alias (`max_steps`, `lora_r`…)."""
-    known = knobs()
-    if name in known:
-        return name
-    if name in ALIASES:
-        return ALIASES[name]
-    same = [path for path in known if path.rpartition(".")[2] == name]
-    if len(same) == 1:
-        return same[0]
-    near = nearest(name, [path.rpartition(".")[2] for path in known])
-    raise ConfigError(2, f"unknown setting {name}", fix=f"did you mean {near[0]}?" if near else "for example max_steps or lora_r")
-
-
-def _run(config: RunConfig, listen: Listen | None, model: Any) -> Any:
-    from llm_finetune_kit.run import run
-
-    if listen is not None:
-        return run(config, listen, loaded=model)
-    from llm_finetune_kit.terminal import Terminal
-
-    with Terminal() as terminal:
-        return run(config, terminal, loaded=model)
-
-
-def _ask(result: Any, prompt: str, max_new_tokens: int) -> str:
-    from llm_finetune_kit.generation import answer
-
-    if result is None:
-        raise ConfigError(11, "nothing is trained yet", fix="call train() first")
-    ids = result.chat.prompt_ids([{"role": "user", "content": prompt}])
-    with result.objective.precision():
-        return answer(result.model, result.chat, ids, GenerationSection(max_new_tokens=max_new_tokens))
 
 
 def generate(
@@ -266,20 +155,24 @@ def generate(
     seed: int = 0,
     dtype: str | None = None,
 ) -> str:
-    """The answer of a model, an adapter or a run to one prompt."""
+    """The answer of a model, an adapter or a run to one prompt.
+
+    >>> generate("demo", "How are you?", how=GenerationSection(max_new_tokens=4)) != ""
+    True
+    """
     return generate_all(model, [prompt], system=system, how=how, seed=seed, dtype=dtype)[0]
 
 
 def generate_all(
     model: str,
-    prompts: list[str],
+    prompts: Sequence[str | list[dict[str, Any]]],
     *,
     system: str | None = None,
     how: GenerationSection | None = None,
     seed: int = 0,
     dtype: str | None = None,
 ) -> list[str]:
-    """The answers to many prompts, computed together."""
+    """The answers to many prompts, or to conversations that end with a question, computed together."""
     from llm_finetune_kit.generation import answers
 
     opened = _open(model, dtype)
@@ -297,7 +190,11 @@ def stream(
     seed: int = 0,
     dtype: str | None = None,
 ) -> Iterator[str]:
-    """The answer to one prompt in pieces, as they are made."""
+    """The answer to one prompt in pieces, as they are made.
+
+    >>> "".join(stream("demo", "How are you?")) == generate("demo", "How are you?")
+    True
+    """
     from llm_finetune_kit.generation.stream import stream as pieces
 
     opened = _open(model, dtype)
@@ -306,13 +203,12 @@ def stream(
 
 
 def _open(model: str, dtype: str | None) -> Any:
-    from llm_finetune_kit.hardware import this_machine
-    from llm_finetune_kit.opening import open_model
+    from llm_finetune_kit.opening import open_here
 
-    machine = this_machine()
-    return open_model(model, dtype=dtype or ("bfloat16" if machine.bfloat16 else "float32"), device=machine.device)
+    return open_here(model, dtype)
 
 
-def _prompt_ids(opened: Any, prompt: str, system: str | None) -> Any:
-    messages = [{"role": "system", "content": system}] if system else []
-    return opened.chat.prompt_ids([*messages, {"role": "user", "content": prompt}])
+def _prompt_ids(opened: Any, prompt: str | list[dict[str, Any]], system: str | None) -> Any:
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    own = messages[0]["role"] == "system"
+    return opened.chat.prompt_ids([{"role": "system", "content": system}, *messages] if system and not own else messages)

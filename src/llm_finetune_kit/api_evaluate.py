@@ -6,10 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_finetune_kit.config import DataSection, GenerationSection
+from llm_finetune_kit.config import DataSection, EvaluationSection, GenerationSection
 from llm_finetune_kit.errors import UsageError
-
-NEW_TOKENS = 128  # of an answer, where nothing is said
 
 
 class Perplexity(float):
@@ -56,6 +54,10 @@ def evaluate_model(
     Gives `responses` (prompt, response, tokens, stopped and the reference, one each), `metrics` by their names, with
     `signatures`; and with `data` also loss, perplexity and bits_per_byte. A metric is a name, a function
     (predictions, references) -> float, or an object with such a `compute_metric`.
+
+    >>> found = evaluate_model("demo", prompts=["Say hello."], references=["Hello."], metrics=["bleu"])
+    >>> sorted(found["responses"][0])
+    ['prompt', 'reference', 'response', 'stopped', 'tokens']
     """
     from llm_finetune_kit.evaluation.metrics import Said, chosen
     from llm_finetune_kit.evaluation.perplexity import figures, rows_for
@@ -72,7 +74,7 @@ def evaluate_model(
         raise UsageError(14, problem, where="references", fix="give one reference for each prompt")
     ids = [opened.chat.prompt_ids([{"role": "user", "content": text}]) for text in asked]
     with opened.objective.precision():
-        said = Said(answers(opened.model, opened.chat, ids, how or _how(), seed=seed), wanted or [""] * len(asked))
+        said = Said(answers(opened.model, opened.chat, ids, how or GenerationSection(), seed=seed), wanted or [""] * len(asked))
     rows_said = zip(asked, said.answers, said.references, strict=True)
     found["responses"] = [
         {"prompt": text, "response": one.text, "tokens": one.tokens, "stopped": one.stopped, "reference": reference}
@@ -93,26 +95,30 @@ def compare_models(
     tokenizer: Any = None,
     metrics: Sequence[Any] | None = None,
     rows: int | None = None,
-    how: GenerationSection | None = None,
+    how: GenerationSection | dict[str, Any] | None = None,
     max_length: int | None = None,
     dtype: str | None = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> dict[str, Any]:
     """Base against tuned on the same rows, with the same decoding: differences with intervals, and one sentence.
 
     Models are names, run folders, adapters or loaded models (then with their tokenizer). One model alone is compared
-    with its own base. Without `data` or `prompts` the held-out rows of the run count. See `evaluation.comparison`
-    for what is in the result.
+    with its own base. Without `data` or `prompts` the held-out rows of the run count, and whatever is not said
+    (metrics, rows, seed and what is missing in `how`) is as it was at the run's end. See `evaluation.comparison` for
+    what is in the result.
+
+    >>> compare_models("demo", "demo", prompts=["Say hello."])["outcome"]
+    'open'
     """
     from llm_finetune_kit.evaluation.sides import Questions
-    from llm_finetune_kit.evaluation.two_models import Wish, compare_two, is_its_base
+    from llm_finetune_kit.evaluation.two_models import compare_two, is_its_base
 
     first, second = (None, base) if tuned is None else (base, tuned)
-    wish = Wish(how or _how(), metrics, rows, seed)
+    wish = _wish(second if data is None and prompts is None else None, how, metrics, rows, seed)
     own: list[Any] = [_opened(second, tokenizer, dtype)]
     if isinstance(first, (str, Path)) and is_its_base(str(first), own[0]):
         first = None
-    ask, place = _asking(second, data, list(prompts) if prompts is not None else None, max_length, seed, Questions)
+    ask, place = _asking(second, data, list(prompts) if prompts is not None else None, max_length, wish.seed, Questions)
     if first is None:
         return compare_two(None, own.pop, ask, wish, place)
     if isinstance(second, (str, Path)):
@@ -134,7 +140,11 @@ def benchmark_speed(
     repeats: int = 3,
     dtype: str | None = None,
 ) -> dict[str, Any]:
-    """Tokens per second of a model here: reading prompts (prefill) and writing answers (decode), apart."""
+    """Tokens per second of a model here: reading prompts (prefill) and writing answers (decode), apart.
+
+    >>> benchmark_speed("demo", new_tokens=4, repeats=1)["decode_tokens_per_second"] > 0
+    True
+    """
     from llm_finetune_kit.evaluation.speed import measured_speed
 
     how = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch_size": batch_size, "repeats": repeats}
@@ -144,8 +154,22 @@ def benchmark_speed(
     return measured_speed(_opened(model, tokenizer, dtype), **how)
 
 
-def _how() -> GenerationSection:
-    return GenerationSection(max_new_tokens=NEW_TOKENS)
+def _wish(
+    run: Any, how: GenerationSection | dict[str, Any] | None, metrics: Sequence[Any] | None, rows: int | None, seed: int | None
+) -> Any:
+    """What is to be compared: as asked, then as `run` did at its end (if it is one), then by default."""
+    from llm_finetune_kit.beginning import RESOLVED, decided_config
+    from llm_finetune_kit.evaluation.two_models import Wish
+    from llm_finetune_kit.folder import RunFolder
+    from llm_finetune_kit.runs import find_result
+
+    folder = find_result(str(run)).parent if isinstance(run, (str, Path)) else Path()
+    then = decided_config(RunFolder(folder)) if run is not None and (folder / RESOLVED).is_file() else None
+    usual = then.evaluation if then is not None else EvaluationSection()
+    changes = how.model_dump() if isinstance(how, GenerationSection) else how or {}
+    decoding = GenerationSection.model_validate(usual.generation.model_dump() | changes)
+    began = then.training.seed if then is not None else 0
+    return Wish(decoding, usual.metrics if metrics is None else metrics, rows or usual.rows, began if seed is None else seed)
 
 
 def _opened(model: Any, tokenizer: Any = None, dtype: str | None = None) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ FLAGS: dict[str, str] = {
 SHORT = {"--model": "-m", "--data": "-d"}
 
 EXAMPLE_OF = {
+    "--mode": "--mode train",
     "--prompt": 'outputs/final --prompt "How do I reset my password?"',
     "--data": "outputs/final --data sample:chat",
     "--model": "train.jsonl --model gpt2",
@@ -41,8 +43,39 @@ EXAMPLE_OF = {
 }
 
 
+# What a command returns to the shell; see errors.py.
+EXITS = {
+    0: "done",
+    2: "the command line or config is wrong",
+    3: "the data is wrong",
+    4: "model files are wrong",
+    5: "the machine is short of something (memory, disk, network, a package)",
+    6: "training went wrong",
+    7: "another process works there",
+    70: "a fault of this program",
+    130: "stopped by Ctrl-C",
+    143: "stopped by the system",
+}
+COLUMNS = 80  # of help texts
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse, with errors in our form and a hint for misspelt flags."""
+    """argparse, with errors in our form, a hint for misspelt flags, and help as a manual has it.
+
+    `description` is one line, and paragraphs after an empty one; `exits` are the EXITS that a script may meet.
+    """
+
+    def __init__(self, prog: str, description: str, examples: Sequence[str] = (), exits: Sequence[int] = ()) -> None:
+        parts = [_wrapped(part) for part in description.strip().split("\n\n")]
+        after = ["examples:\n" + "\n".join(f"  {line}" for line in examples)] if examples else []
+        after += ["exit codes:\n" + "\n".join(f"  {code:<3}  {EXITS[code]}" for code in exits)] if exits else []
+        super().__init__(
+            prog=prog,
+            description="\n\n".join(parts),
+            epilog="\n\n".join(after) or None,
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=COLUMNS),
+            allow_abbrev=False,
+        )
 
     def error(self, message: str) -> Any:
         found = re.fullmatch(r"argument (\S+/)?(--\S+): expected one argument", message)
@@ -51,6 +84,12 @@ class Parser(argparse.ArgumentParser):
         wrong = re.fullmatch(r"argument (\S+/)?(--\S+): invalid (int|float) value: (.+)", message)
         if wrong:
             message = f"{wrong[2]} is {wrong[4]}, expected a {'whole ' if wrong[3] == 'int' else ''}number"
+        chosen = re.fullmatch(r"argument (?:\S+/)?(\S+): invalid choice: '(.*)' \(choose from (.+)\)", message)
+        if chosen:
+            known = re.findall(r"[\w.-]+", chosen[3])
+            near = nearest(chosen[2], known)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise UsageError(2, f"{chosen[1]} is {chosen[2]}", fix=f"{hint}choose from {', '.join(known)}")
         missing = re.fullmatch(r"the following arguments are required: (--\w+).*", message)
         if missing:
             raise UsageError(2, f"{missing[1]} is missing", fix=f"for example: {self.prog} {EXAMPLE_OF[missing[1]]}")
@@ -58,6 +97,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_all(self, words: list[str]) -> argparse.Namespace:
         """The values of all words; flags and other words may stand in any order."""
+        self.usage = self._usage()
         options = [name for action in self._actions for name in action.option_strings]
         for word in words:
             flag = word.partition("=")[0]
@@ -75,6 +115,18 @@ class Parser(argparse.ArgumentParser):
             raise UsageError(2, f"unexpected {kind} {unknown[0]}", fix=f"see `{self.prog} --help`")
         return found
 
+    def _usage(self) -> str:
+        """One line that names what is worked on, and leaves the options to their list."""
+        words = [self.prog]
+        for action in self._actions:
+            if action.option_strings:
+                words += [f"{action.option_strings[-1]} {action.metavar or action.dest.upper()}"] if action.required else []
+                continue
+            name = "|".join(map(str, action.choices)) if action.choices else str(action.metavar or action.dest.upper())
+            words.append({"?": f"[{name}]", "*": f"[{name} ...]"}.get(str(action.nargs), name))
+        line = " ".join([*words, "[options]"])
+        return textwrap.fill(line, COLUMNS - len("usage: "), subsequent_indent=" " * 11, break_on_hyphens=False)
+
     def _instead(self, flag: str, near: list[str]) -> str:
         """A knob that has no flag of this name is set by its path."""
         name = flag.lstrip("-").replace("-", "_").replace("__", ".")
@@ -88,6 +140,13 @@ class Parser(argparse.ArgumentParser):
         return next((f"write {ours} VALUE" for ours, path in FLAGS.items() if path == knob), f"write {knob}=VALUE")
 
 
+def _wrapped(paragraph: str) -> str:
+    """A paragraph in lines of COLUMNS; one that is indented stays as it is."""
+    if paragraph.startswith("  "):
+        return paragraph
+    return textwrap.fill(" ".join(paragraph.split()), COLUMNS, break_on_hyphens=False, break_long_words=False)
+
+
 def asked_config(asked: argparse.Namespace, defaults: dict[str, Any] | None = None) -> RunConfig:
     """The config that a file, flags and `key=value` words add up to; notes on other spellings go to stderr."""
     from llm_finetune_kit.settings import load_config
@@ -99,6 +158,8 @@ def asked_config(asked: argparse.Namespace, defaults: dict[str, Any] | None = No
         raise UsageError(2, f"more than one config file: {', '.join(files)}", fix="name one, and change it by section.key=value")
     flags = [f"{knob}={value}" for knob in FLAGS.values() if (value := getattr(asked, knob)) is not None]
     overrides = [word for word in asked.words if "=" in word]
+    if getattr(asked, "profile", False):
+        flags.append("training.profile=true")
     if getattr(asked, "compare", None) is not None:
         flags.append(f"evaluation.compare={str(asked.compare).lower()}")
     config, notes = load_config(files[0] if files else None, [*flags, *overrides], defaults if not files else None)

@@ -80,7 +80,7 @@ def config_to_go_on(folder: RunFolder, max_steps: int | None, changes: Sequence[
     `changes` are `section.key=value`; `allowed` says that the course may be changed. Raises UsageError for a run that
     has not begun or is finished, ConfigError with a table of old and new for changes that would make another run of it.
     """
-    began = _began(folder)
+    began = decided_config(folder)
     if max_steps is not None and max_steps < folder.step:
         fix = f"name at least {folder.step}, or stop: finetune generate {folder.path} uses what was saved"
         raise UsageError(4, f"the run is at step {folder.step} already", where=str(folder.path), fix=fix)
@@ -157,10 +157,10 @@ def remember(folder: RunFolder, config: RunConfig) -> None:
 
 def material_of(folder: RunFolder) -> Material:
     """What a run worked with, prepared again: its held-out rows, tokenizer and plan. Raises UsageError where it never began."""
-    return prepare_run(_began(folder).with_values(_stored_rows(folder)), force=True)
+    return prepare_run(decided_config(folder).with_values(_stored_rows(folder)), force=True)
 
 
-def _began(folder: RunFolder) -> RunConfig:
+def decided_config(folder: RunFolder) -> RunConfig:
     """The decided config. Raises UsageError for a run that stopped before."""
     try:
         return RunConfig.model_validate(read_json(folder.path / RESOLVED)["config"])

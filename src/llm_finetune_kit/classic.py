@@ -7,7 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from llm_finetune_kit.classic_config import DataConfig, EvaluationConfig, LoRAConfig, ModelConfig, TrainingConfig
 from llm_finetune_kit.config import DataSection, GenerationSection
+from llm_finetune_kit.events import Listen
+from llm_finetune_kit.settings import load_config
+from llm_finetune_kit.trainers import Trainer, as_knobs
 
 IGNORED = -100  # a label that transformers' loss passes over
 
@@ -61,19 +65,86 @@ class DatasetLoader:
 
 
 class AlpacaDatasetLoader(DatasetLoader):
-    """Instruction, input and output: `alpaca_data.json` here or in data/, else the hub's copy (CC BY-NC 4.0)."""
+    """Instruction, input and output: `alpaca_data.json` here or in data/, else the hub's copy (CC BY-NC 4.0).
+
+    >>> _, tokenizer, _ = load_model("demo")
+    >>> rows = [{"instruction": f"Say {n}.", "input": "", "output": f"It is {n}."} for n in range(20)]
+    >>> AlpacaDatasetLoader(tokenizer, max_length=64, data=rows).load()["train"].column_names
+    ['input_ids', 'attention_mask', 'labels']
+    """
 
     data = "alpaca"
 
 
 class DailyDialogDatasetLoader(DatasetLoader):
-    """Conversations: `dialogues_text.txt` or a folder daily_dialog here, else the hub's copy (CC BY-NC-SA 4.0)."""
+    """Conversations: `dialogues_text.txt` or a folder daily_dialog here, else the hub's copy (CC BY-NC-SA 4.0).
+
+    >>> _, tokenizer, _ = load_model("demo")
+    >>> rows = [{"dialog": [f"Hello, {n}.", "How are you?"]} for n in range(20)]
+    >>> sorted(DailyDialogDatasetLoader(tokenizer, max_length=64, data=rows).load())
+    ['train', 'validation']
+    """
 
     data = "daily_dialog"
 
 
+class LLAMATrainer(Trainer):
+    """The framework's trainer: its five configurations make one run of the engine.
+
+    >>> trainer = LLAMATrainer(ModelConfig("demo"), data_config=DataConfig("sample:chat"))
+    >>> trainer.config.model.name, trainer.config.lora.r
+    ('demo', 8)
+    """
+
+    def __init__(
+        self,
+        model_config: ModelConfig | None = None,
+        lora_config: LoRAConfig | None = None,
+        data_config: DataConfig | None = None,
+        training_config: TrainingConfig | None = None,
+        eval_config: EvaluationConfig | None = None,
+        *,
+        listen: Listen | None = None,
+    ) -> None:
+        data = data_config or DataConfig()
+        parts = (
+            model_config or ModelConfig(),
+            lora_config or LoRAConfig(),
+            data,
+            training_config or TrainingConfig(),
+            eval_config or EvaluationConfig(),
+        )
+        values = {name: value for part in parts for name, value in part.values().items()}
+        values.pop("data.dataset_name")
+        super().__init__(load_config(values=values | as_knobs(data.dataset_name))[0], listen)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the tuned model, once it is trained."""
+        return self._trained("tokenizer").chat.tokenizer
+
+    def evaluate(self, test_prompts: Sequence[str] | None = None, test_references: Sequence[str] | None = None) -> dict[str, Any]:
+        """The tuned model's `perplexity` on the held-out rows of its run; its `responses` to prompts, and `bleu` and
+        `rouge` of them against references (see `EvaluationFramework`).
+        """
+        from llm_finetune_kit.beginning import material_of
+        from llm_finetune_kit.evaluation.perplexity import figures
+
+        result = self._trained("evaluate")
+        held_out = material_of(result.folder).held_out
+        found = {} if held_out is None else figures(result.objective, held_out, result.chat)
+        how = self.config.evaluation.generation
+        return found | EvaluationFramework(result.model, self.tokenizer, how).evaluate(None, test_prompts, test_references)
+
+
 class PerplexityEvaluator:
-    """Perplexity of a loaded model on batches of tokens."""
+    """Perplexity of a loaded model on batches of tokens.
+
+    >>> model, tokenizer, _ = load_model("demo")
+    >>> batches = [tokenizer(["The cat sat on the mat."], return_tensors="pt")]
+    >>> PerplexityEvaluator(model, tokenizer).compute_perplexity(batches) > 1
+    True
+    """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model = model
@@ -94,7 +165,12 @@ class PerplexityEvaluator:
 
 
 class QualitativeEvaluator:
-    """Answers of a loaded model, and how much of reference answers is in them."""
+    """Answers of a loaded model, and how much of reference answers is in them.
+
+    >>> model, tokenizer, _ = load_model("demo")
+    >>> QualitativeEvaluator(model, tokenizer).compute_bleu(["the cat sat on the mat"], ["the cat sat on the mat"])
+    1.0
+    """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model = model
@@ -135,7 +211,14 @@ class QualitativeEvaluator:
 
 
 class EvaluationFramework:
-    """Both evaluators behind one call; `metrics` may hold evaluators of one's own with a method `compute_metric`."""
+    """Both evaluators behind one call; `metrics` may hold evaluators of one's own with a method `compute_metric`.
+
+    >>> model, tokenizer, _ = load_model("demo")
+    >>> how = GenerationSection(max_new_tokens=4)
+    >>> found = EvaluationFramework(model, tokenizer, how).evaluate(test_prompts=["Say hello."], test_references=["Hello."])
+    >>> sorted(found)
+    ['bleu', 'responses', 'rouge']
+    """
 
     def __init__(self, model: Any, tokenizer: Any, how: GenerationSection | None = None, metrics: Sequence[Any] = ()) -> None:
         self.perplexity = PerplexityEvaluator(model, tokenizer)

@@ -9,19 +9,20 @@ import json
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from importlib import import_module
 
-from llm_finetune_kit import cli_evaluate, cli_serve
-from llm_finetune_kit.arguments import FLAGS, SHORT, Parser, asked_config
+from llm_finetune_kit import cli_evaluate
+from llm_finetune_kit.arguments import EXITS, FLAGS, SHORT, Parser, asked_config
+from llm_finetune_kit.cli_texts import parser_of
 from llm_finetune_kit.config import RunConfig, knobs
 from llm_finetune_kit.errors import OUR_BUG, KitError, MachineError, UsageError, nearest
 from llm_finetune_kit.hardware import share_the_machine
 
 COMMANDS = {
     "train": "fine-tune a model (the default command)",
-    "demo": "fine-tune the embedded small model: no network, no GPU, under a minute",
+    "demo": "fine-tune the small model inside the package: no network, no GPU",
     "resume": "go on with a run that was stopped",
     "runs": "list all runs and how they stand; show one, or remove it",
     "report": "renew the report of a run",
@@ -29,9 +30,28 @@ COMMANDS = {
     "models": "list the models that have a short name, and what fits here",
     "doctor": "find what is wrong with this machine, and how to mend it",
     **cli_evaluate.COMMANDS,
-    **cli_serve.COMMANDS,
     "data": "check, preview or convert training data; look at the cache",
     "ui": "open the page in a browser",
+    "serve": "answer over HTTP, in the form of OpenAI's chat API",
+    "init": "write a config to begin with",
+    "explain": "explain a setting or an error code",
+    "chat": "talk with a model, answer by answer",
+    "completion": "print a script that completes words in a shell",
+}
+
+# Commands that have a file of their own, which is loaded when they are called.
+ELSEWHERE = {
+    "resume": "cli_runs",
+    "runs": "cli_runs",
+    "report": "cli_runs",
+    "models": "cli_machine",
+    "doctor": "cli_machine",
+    "init": "cli_init",
+    "explain": "cli_explain",
+    "chat": "cli_chat",
+    "serve": "cli_serve",
+    "ui": "cli_ui",
+    "completion": "cli_completion",
 }
 
 EXAMPLES = """\
@@ -119,9 +139,9 @@ def _calm() -> None:
 
 def _normalised(words: list[str]) -> list[str]:
     """Flags may be written with underscores, and the command `train` may be left out."""
-    words = [_dashed(word) for word in words]
+    words = [dashed(word) for word in words]
     if words[:1] == ["help"]:
-        words = [*words[1:2], "--help"]
+        words = [*words[1:], "--help"]
     if not words or words[0] in ("-h", "--help", "--version") or words[0] in COMMANDS:
         return words
     if words[0].startswith("-") or "=" in words[0] or words[0].endswith((".yaml", ".yml")):
@@ -131,7 +151,8 @@ def _normalised(words: list[str]) -> list[str]:
     raise UsageError(1, f"there is no command {words[0]}", fix=f"{hint}commands: {', '.join(COMMANDS)}")
 
 
-def _dashed(word: str) -> str:
+def dashed(word: str) -> str:
+    """A flag with dashes for its underscores; any other word as it is."""
     if not word.startswith("--"):
         return word
     flag, equals, value = word.partition("=")
@@ -139,17 +160,9 @@ def _dashed(word: str) -> str:
 
 
 def _parser(command: str) -> Parser:
-    parser = Parser(prog=f"finetune {command}", description=COMMANDS[command], allow_abbrev=False)
-    if command in ("train", "plan", "demo"):
-        _config_arguments(parser, command)
-    if command == "models":
-        parser.add_argument("--on", metavar="MACHINE", help="look what fits another machine")
-        parser.add_argument("--fits", action="store_true", help="only models that can be fine-tuned there")
-    if command == "doctor":
-        parser.add_argument("--output-dir", default="outputs", help="folder that will hold the runs")
-        parser.add_argument("--online", action="store_true", help="ask the hub for an answer, too")
-        parser.add_argument("--deep", action="store_true", help="import torch and the extras, too, which takes some seconds")
-    if command in ("plan", "models", "doctor"):
+    parser = parser_of(command, COMMANDS[command])
+    _config_arguments(parser, command)
+    if command == "plan":
         parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -164,6 +177,7 @@ def _config_arguments(parser: argparse.ArgumentParser, command: str) -> None:
         parser.add_argument("--dry-run", action="store_true", help="show the plan and stop")
         help_text = "at the end, compare base and tuned on held-out rows (default; --no-compare leaves it out)"
         parser.add_argument("--compare", action=argparse.BooleanOptionalAction, help=help_text)
+        parser.add_argument("--profile", action="store_true", help=known["training.profile"].description)
         parser.add_argument("--fail-if-worse", action="store_true", help="exit with 6 where the tuned model is shown to be worse")
     if command in ("train", "plan"):
         parser.add_argument("--estimate-time", action="store_true", help="show time and cost and stop (as `finetune plan`)")
@@ -188,18 +202,11 @@ def _dispatch(words: list[str]) -> int:
         from llm_finetune_kit.cli_data import data_command
 
         return data_command(words[1:])
-    if command == "ui":
-        from llm_finetune_kit.cli_ui import ui_command
-
-        return ui_command(words[1:])
-    if command in ("resume", "report", "runs"):
-        from llm_finetune_kit import cli_runs
-
-        return int(vars(cli_runs)[f"{command}_command"](words[1:]))
+    if command in ELSEWHERE:
+        home = import_module(f"llm_finetune_kit.{ELSEWHERE[command]}")
+        return int(vars(home)[f"{command}_command"](words[1:]))
     if command in cli_evaluate.COMMANDS:
         return cli_evaluate.evaluate_command(command, words[1:])
-    if command in cli_serve.COMMANDS:
-        return cli_serve.serve_command(words[1:])
     asked = _parser(command).parse_all(words[1:])
     handler: Callable[[argparse.Namespace], int] = globals()[f"_{command}"]
     return handler(asked)
@@ -213,12 +220,18 @@ def _overview() -> str:
         "",
         "commands:",
     ]
-    lines += [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
+    lines += [f"  {name:<11} {text}" for name, text in COMMANDS.items()]
     lines += ["", "`finetune COMMAND --help` tells more. The most used options of train:"]
     known = knobs()
-    lines += [f"  {flag:<31} {known[knob].description}" for flag, knob in FLAGS.items()]
-    lines += ["  section.key=value               any other setting, for example lora.alpha=64", "", EXAMPLES]
-    return "\n".join(lines)
+    lines += [_option(flag, known[knob].description) for flag, knob in FLAGS.items()]
+    lines += [_option("section.key=value", "any other setting, for example lora.alpha=64"), "", EXAMPLES, "exit codes:"]
+    return "\n".join([*lines, *(f"  {code:<3}  {means}" for code, means in EXITS.items())])
+
+
+def _option(flag: str, text: str) -> str:
+    """A flag with its help beside it, or below it where it is long, in 80 columns."""
+    first = f"  {flag:<19} " if len(flag) < 20 else f"  {flag}\n{'':22}"
+    return first + textwrap.fill(text, 80 - 22, break_on_hyphens=False).replace("\n", "\n" + " " * 22)
 
 
 def _train(asked: argparse.Namespace) -> int:
@@ -262,59 +275,3 @@ def _show_plan(asked: argparse.Namespace) -> int:
     if as_json:
         print(json.dumps(plan.to_dict(), indent=2, default=str))
     return 0
-
-
-def _models(asked: argparse.Namespace) -> int:
-    from llm_finetune_kit.hardware import machine_named, this_machine
-    from llm_finetune_kit.models.known import rows
-
-    machine = machine_named(asked.on) if asked.on else this_machine()
-    found = [row for row in rows(machine) if not asked.fits or row["fits"] != "no"]
-    if asked.json:
-        print(json.dumps(found, indent=2))
-        return 0
-    from llm_finetune_kit.terminal import WIDE, print_pairs, print_table, show, width
-
-    heads = ("name", "weights", "GPU memory", "takes", "licence", "hub id")
-    shown = len(heads) if width() >= WIDE else len(heads) - 1
-    print_table(heads[:shown], [_shown(row)[:shown] for row in found])
-    show("" if found else f"none of the known models can be fine-tuned on {machine.name}\n")
-    takes = "LoRA; with recompute (LoRA, activations computed twice); QLoRA (4 bits); no"
-    means = [
-        ("GPU memory", "the least and the recommended for adapters, by a rule of thumb", ""),
-        ("takes", f"reckoned for {machine.name}, adapters of rank 16 and rows of 512 tokens: {takes}", ""),
-        ("licence", "* not for commercial use; gated: to be accepted on the hub first", ""),
-        ("others", "any other hub id or local folder works too", "--json has hub ids and templates"),
-    ]
-    print_pairs(means)
-    return 0
-
-
-def _shown(row: dict[str, Any]) -> tuple[str, ...]:
-    four = ", 4 bits" if row["quantization"] == "required" else ""
-    memory = f"{row['minimum_gb']}-{row['recommended_gb']} GB{four}"
-    licence = f"{row['license']}{', gated' if row['gated'] else ''}{'' if row['commercial'] else ' *'}"
-    return row["name"], _count(row["parameters"]), memory, row["fits"], licence, row["hub_id"] or "in the package"
-
-
-def _doctor(asked: argparse.Namespace) -> int:
-    from llm_finetune_kit.doctor import examine
-
-    found = examine(Path(asked.output_dir), online=asked.online, deep=asked.deep)
-    worst = MachineError.exit_code if any(check.status == "fail" for check in found) else 0
-    if asked.json:
-        print(json.dumps([vars(check) for check in found], indent=2))
-        return worst
-    from llm_finetune_kit.terminal import print_table, show
-
-    print_table(("", "what", "found", "fix"), [(check.status, check.name, check.finding, check.fix) for check in found])
-    count = sum(check.status != "ok" for check in found)
-    show(f"\n{count} of {len(found)} need a look" if count else "\nnothing is wrong", style="bold")
-    return worst
-
-
-def _count(number: int) -> str:
-    """1,100,048,384 as `1.1 B`."""
-    if number >= 999_500_000:
-        return f"{number / 1e9:.1f} B"
-    return f"{number / 1e6:.0f} M" if number >= 10_000_000 else f"{number / 1e6:.1f} M"

@@ -11,24 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetune_kit.arguments import Parser, file_and_config
+from llm_finetune_kit.cli_texts import EXAMPLES, parser_of
 from llm_finetune_kit.errors import DataError, UsageError, nearest
 
 COMMANDS = {
-    "check": "look for what would spoil training: faults, duplicates, leakage, secrets, cut answers",
+    "check": "look for what would spoil training: faults, copies, leaks, secrets",
     "preview": "show what the model would see and learn, token by token",
     "convert": "write the rows in another format or kind of file",
     "cache": "list or clear the tokens kept from earlier runs",
 }
-
-EXAMPLES = """\
-examples:
-  finetune data check train.jsonl
-  finetune data check train.jsonl --eval test.jsonl --model gpt2 --html report.html
-  finetune data check train.jsonl --fix --out clean.jsonl
-  finetune data preview train.jsonl --model tinyllama
-  finetune data convert conversations.json --to messages --out rows.jsonl
-  finetune data cache list
-"""
 
 
 def data_command(words: Sequence[str]) -> int:
@@ -37,7 +28,8 @@ def data_command(words: Sequence[str]) -> int:
         print("usage: finetune data COMMAND FILE [options]\n")
         print("check, preview or convert training data; look at the cache\n\ncommands:")
         print("\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items()))
-        print(f"\n`finetune data COMMAND --help` tells more.\n\n{EXAMPLES}", end="")
+        print("\n`finetune data COMMAND --help` tells more.\n\nexamples:")
+        print("\n".join(f"  {EXAMPLES[f'data {name}'][-1]}" for name in COMMANDS))
         return 0
     command = words[0]
     if command not in COMMANDS:
@@ -49,7 +41,7 @@ def data_command(words: Sequence[str]) -> int:
 
 
 def _parser(command: str) -> Parser:
-    parser = Parser(prog=f"finetune data {command}", description=COMMANDS[command], allow_abbrev=False)
+    parser = parser_of(f"data {command}", COMMANDS[command])
     if command == "cache":
         parser.add_argument("action", nargs="?", choices=["list", "clear"], default="list", help="default: list")
         parser.add_argument("--json", action="store_true", help="print JSON")
@@ -69,8 +61,12 @@ def _parser(command: str) -> Parser:
     if command == "preview":
         parser.add_argument("--count", type=int, default=3, help="examples to show (default 3)")
     if command == "convert":
-        parser.add_argument("--to", required=True, help="messages, sharegpt, alpaca, prompt-response, prompt-completion, text")
-        parser.add_argument("--out", required=True, help="the file to write: .jsonl, .json, .csv, .tsv, .parquet (also .gz)")
+        parser.add_argument(
+            "--to", required=True, metavar="SHAPE", help="messages, sharegpt, alpaca, prompt-response, prompt-completion, text"
+        )
+        parser.add_argument(
+            "--out", required=True, metavar="OUT", help="the file to write: .jsonl, .json, .csv, .tsv, .parquet (also .gz)"
+        )
         parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     return parser
 

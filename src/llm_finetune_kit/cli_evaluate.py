@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from llm_finetune_kit.arguments import Parser
+from llm_finetune_kit.cli_texts import parser_of
 from llm_finetune_kit.config import GenerationSection
-from llm_finetune_kit.errors import DataError, TrainingError, UsageError
+from llm_finetune_kit.errors import TrainingError, UsageError
+
+NEW_TOKENS = 128  # of an answer that somebody waits for
 
 COMMANDS = {
     "generate": "answer a prompt with a model, a run or an adapter",
@@ -27,7 +30,7 @@ def evaluate_command(command: str, words: Sequence[str]) -> int:
 
 
 def _parser(command: str) -> Parser:
-    parser = Parser(prog=f"finetune {command}", description=COMMANDS[command], allow_abbrev=False)
+    parser = parser_of(command, COMMANDS[command])
     if command == "compare":
         _compare_arguments(parser)
     else:
@@ -35,29 +38,35 @@ def _parser(command: str) -> Parser:
         parser.add_argument("--model", "--model-path", dest="model_flag", help="the same as a flag")
     if command == "generate":
         parser.add_argument("--prompt", help="what to ask")
-        parser.add_argument("--prompts", metavar="FILE", help="a text file with a prompt on each line, answered together")
+        parser.add_argument(
+            "--prompts", metavar="FILE", help="a text file with a prompt on each line, or rows such as prompts.jsonl"
+        )
         parser.add_argument("--system", help="system message")
         parser.add_argument("--stream", action="store_true", help="show the answer as it is made")
     if command == "eval":
         parser.add_argument("--data", "-d", required=True, help="held-out rows in any format that training reads")
     if command in ("eval", "compare"):
         parser.add_argument("--max-length", type=int, help="longest example in tokens (default: the model's limit)")
-    if command in ("generate", "compare"):
-        _decoding_arguments(parser)
+    if command == "generate":
+        decoding_arguments(parser, str(NEW_TOKENS))
+        parser.add_argument("--seed", type=int, default=0, help="seed for sampling")
+    if command == "compare":
+        decoding_arguments(parser, "as in the run, else 64")
+        parser.add_argument("--seed", type=int, help="seed for sampling and for which rows are asked (default: as in the run)")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="number format (default: by machine)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
-def _decoding_arguments(parser: argparse.ArgumentParser) -> None:
+def decoding_arguments(parser: argparse.ArgumentParser, usual: str) -> None:
+    """The flags that say how answers are produced; see `decoding`. `usual` says how many tokens where none are named."""
     known = GenerationSection.model_fields
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer in tokens (default 128)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 always takes the likeliest token (default)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="sample from the likeliest tokens of this share")
+    parser.add_argument("--max-new-tokens", type=int, help=f"longest answer in tokens (default {usual})")
+    parser.add_argument("--temperature", type=float, help="0 always takes the likeliest token (default)")
+    parser.add_argument("--top-p", type=float, help="sample from the likeliest tokens of this share")
     parser.add_argument("--top-k", type=int, help=known["top_k"].description)
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, help=known["repetition_penalty"].description)
-    parser.add_argument("--num-beams", type=int, default=1, help="beam search width")
-    parser.add_argument("--seed", type=int, default=0, help="seed for sampling, and for which rows are asked")
+    parser.add_argument("--repetition-penalty", type=float, help=known["repetition_penalty"].description)
+    parser.add_argument("--num-beams", type=int, help="beam search width")
 
 
 def _compare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,16 +74,19 @@ def _compare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", nargs="*", metavar="MODEL", help=help_text)
     parser.add_argument("--data", "-d", help="rows that neither was trained on (default: the held-out rows of the run)")
     parser.add_argument("--metrics", help="names with commas between them (default: what suits the reference answers)")
-    parser.add_argument("--rows", type=int, help="prompts that both answer (default: as many as a minute allows)")
+    parser.add_argument("--rows", type=int, help="prompts that both answer (default: as in the run, else by the models' size)")
+    parser.add_argument("--out", metavar="FOLDER", help="write comparison.md, eval_results.json and eval_results.csv there")
     parser.add_argument("--fail-if-worse", action="store_true", help="exit with 6 where the tuned model is shown to be worse")
 
 
-def _decoding(asked: argparse.Namespace) -> GenerationSection:
+def decoding(asked: argparse.Namespace) -> dict[str, Any]:
+    """What the flags of `decoding_arguments` ask for. Raises ConfigError for values that cannot be."""
     from llm_finetune_kit.config import RunConfig
     from llm_finetune_kit.settings import changed
 
-    values = {f"evaluation.generation.{name}": getattr(asked, name) for name in GenerationSection.model_fields}
-    return changed(RunConfig(), values).evaluation.generation
+    given = {name: value for name in GenerationSection.model_fields if (value := getattr(asked, name)) is not None}
+    changed(RunConfig(), {f"evaluation.generation.{name}": value for name, value in given.items()})
+    return given
 
 
 def _which_model(asked: argparse.Namespace) -> str:
@@ -110,7 +122,12 @@ def _generate(asked: argparse.Namespace) -> int:
         raise UsageError(2, "--prompt is missing", fix=fix)
     if asked.stream and (asked.json or asked.prompts):
         raise UsageError(2, "--stream shows one answer as text", fix="leave out --json and --prompts, or --stream")
-    model, how = _which_model(asked), _decoding(asked)
+    if asked.prompt is not None and not asked.prompt.strip():
+        raise UsageError(2, "the prompt is empty", fix='write what to ask: --prompt "How do I reset my password?"')
+    model, how = _which_model(asked), GenerationSection(**{"max_new_tokens": NEW_TOKENS} | decoding(asked))
+    from llm_finetune_kit.data.questions import questions
+
+    prompts = [[{"role": "user", "content": asked.prompt}]] if asked.prompts is None else questions(asked.prompts)
     from llm_finetune_kit import api
 
     if asked.stream:
@@ -118,23 +135,24 @@ def _generate(asked: argparse.Namespace) -> int:
             print(piece, end="", flush=True)
         print()
         return 0
-    prompts = [asked.prompt] if asked.prompts is None else _lines(asked.prompts)
     texts = api.generate_all(model, prompts, system=asked.system, how=how, seed=asked.seed, dtype=asked.dtype)
-    for prompt, text in zip(prompts, texts, strict=True):
-        print(json.dumps({"prompt": prompt, "answer": text}, ensure_ascii=False) if asked.json else text)
+    if asked.json:
+        for messages, text in zip(prompts, texts, strict=True):
+            print(json.dumps({"prompt": messages[-1]["content"], "answer": text}, ensure_ascii=False))
+    elif asked.prompts is None:
+        print(texts[0])
+    else:
+        _print_answers(prompts, texts)
     return 0
 
 
-def _lines(path: str) -> list[str]:
-    try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        fix = "name a text file in UTF-8 with a prompt on each line"
-        raise DataError(150, f"the prompts cannot be read: {error}", where=path, fix=fix) from None
-    found = [line for line in lines if line]
-    if not found:
-        raise DataError(150, "holds no prompts", where=path, fix="write a prompt on each line")
-    return found
+def _print_answers(asked: list[list[dict[str, Any]]], texts: list[str]) -> None:
+    """Each question with its answer below it, apart from the others."""
+    from llm_finetune_kit.terminal import show
+
+    for messages, text in zip(asked, texts, strict=True):
+        show("> " + " ".join(str(messages[-1]["content"]).split()), style="bold")
+        print(f"{text}\n")
 
 
 # --- eval --------------------------------------------------------------------------------------------------
@@ -181,6 +199,7 @@ def _compare(asked: argparse.Namespace) -> int:
         from llm_finetune_kit.data.prepare import read
 
         read(asked.data, DataSection())
+    out = _out(asked.out)
     models = [checked_model(name) for name in asked.models]
     from llm_finetune_kit.api_evaluate import compare_models
 
@@ -190,11 +209,15 @@ def _compare(asked: argparse.Namespace) -> int:
         data=asked.data,
         metrics=asked.metrics.split(",") if asked.metrics else None,
         rows=asked.rows,
-        how=_decoding(asked),
+        how=decoding(asked),
         max_length=asked.max_length,
         dtype=asked.dtype,
         seed=asked.seed,
     )
+    if out is not None:
+        from llm_finetune_kit.report.write import write_comparison
+
+        write_comparison(out, found)
     if asked.json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
@@ -204,6 +227,19 @@ def _compare(asked: argparse.Namespace) -> int:
     if asked.fail_if_worse:
         refuse_worse(found)
     return 0
+
+
+def _out(name: str | None) -> Path | None:
+    """The folder for the files of a comparison. Raises UsageError for one that holds a run, whose own files have these names."""
+    from llm_finetune_kit.folder import EVENTS
+
+    if name is None:
+        return None
+    out = Path(name)
+    if out.is_file() or (out / EVENTS).exists():
+        problem = "it is a file" if out.is_file() else "it is a run, with files of the same names"
+        raise UsageError(26, problem, where=f"--out {name}", fix="name a folder of its own")
+    return out
 
 
 def refuse_worse(comparison: dict[str, Any] | None) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from argparse import RawDescriptionHelpFormatter
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from llm_finetune_kit.arguments import Parser
+from llm_finetune_kit.cli_texts import RUNNING
 from llm_finetune_kit.errors import MachineError, UsageError
 from llm_finetune_kit.folder import RunFolder
+from llm_finetune_kit.report.words import size
 from llm_finetune_kit.runs import Standing, find_run, remove_run, runs, standing
+
+ALL_DONE = "all steps done"  # the reason of a run that ended as planned
 
 RESUME = """\
 go on with a run that was stopped, from its newest sound checkpoint to the same end as if it had never stopped
@@ -24,9 +28,10 @@ list all runs and how they stand; show one, or remove it
 
 States, newest run first: running, finished, interrupted (it can go on), failed.
 
-  finetune runs                     all of them
-  finetune runs show RUN            one, with the command that goes on with it
-  finetune runs rm RUN [RUN ...]    delete runs and all they hold; never one that is running
+  finetune runs            all of them
+  finetune runs show RUN   one, with the command that goes on with it
+  finetune runs rm RUN ... delete runs and all they hold, after a question;
+                           never one that is running
 """
 
 REPORT = """\
@@ -36,10 +41,19 @@ A run writes them by itself. This is for a run that was killed, that an earlier 
 deleted; of a run that is at work only the page is renewed. Nothing is computed again.
 """
 
+RESUMED = (
+    "finetune resume",
+    "finetune resume outputs/demo --max-steps 200",
+    "finetune resume demo training.save_steps=50",
+    "finetune resume demo training.learning_rate=1e-5 --allow-change",
+)
+REPORTED = ("finetune report", "finetune report outputs/demo")
+LISTED = ("finetune runs", "finetune runs show demo", "finetune runs rm demo demo-2", "finetune runs --json")
+
 
 def resume_command(words: list[str]) -> int:
     """`finetune resume [RUN] [section.key=value ...]`; returns the exit code."""
-    parser = Parser(prog="finetune resume", description=RESUME, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser(prog="finetune resume", description=RESUME, examples=RESUMED, exits=RUNNING)
     parser.add_argument("run", nargs="?", help="the run's folder or name (default: the newest unfinished run)")
     parser.add_argument("changes", nargs="*", metavar="section.key=value", help="what is to be different from here on")
     parser.add_argument("--output-dir", default="outputs", help="folder that holds the runs")
@@ -57,14 +71,16 @@ def resume_command(words: list[str]) -> int:
     from llm_finetune_kit.run import resume
     from llm_finetune_kit.terminal import Terminal
 
-    with Terminal(goes_on=True) as terminal:
+    whole = folder.checkpoints()
+    after = int(whole[0].name.partition("-")[2]) if whole else 0
+    with Terminal(goes_on=after) as terminal:
         resume(folder, terminal, max_steps=asked.max_steps, changes=changes, allow_change=asked.allow_change)
     return 0
 
 
 def report_command(words: list[str]) -> int:
     """`finetune report [RUN]`; returns the exit code."""
-    parser = Parser(prog="finetune report", description=REPORT, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser(prog="finetune report", description=REPORT, examples=REPORTED)
     parser.add_argument("run", nargs="?", help="the run's folder or name (default: the run that was started last)")
     parser.add_argument("--output-dir", default="outputs", help="folder that holds the runs")
     asked = parser.parse_all(words)
@@ -90,10 +106,11 @@ def report_command(words: list[str]) -> int:
 
 def runs_command(words: list[str]) -> int:
     """`finetune runs [list | show RUN | rm RUN ...]`; returns the exit code."""
-    parser = Parser(prog="finetune runs", description=RUNS, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser(prog="finetune runs", description=RUNS, examples=LISTED, exits=(0, 2, 5, 7))
     parser.add_argument("action", nargs="?", choices=["list", "show", "rm"], default="list")
     parser.add_argument("run", nargs="*", help="a run's folder or name")
     parser.add_argument("--output-dir", default="outputs", help="folder that holds the runs")
+    parser.add_argument("--yes", "-y", action="store_true", help="remove without asking")
     parser.add_argument("--json", action="store_true", help="print JSON")
     asked = parser.parse_all(words)
     place = Path(asked.output_dir)
@@ -101,13 +118,33 @@ def runs_command(words: list[str]) -> int:
         return _list([standing(run) for run in runs(place)], place, asked.json)
     if not asked.run:
         raise UsageError(3, "no run is named", fix=f"finetune runs {asked.action} RUN; `finetune runs` lists them")
-    for folder in [find_run(name, place) for name in asked.run]:  # all are found before one is touched
-        if asked.action == "rm":
+    found = [find_run(name, place) for name in asked.run]  # all are found before one is touched
+    if asked.action == "show" and asked.json:
+        told = [asdict(standing(folder)) for folder in found]
+        print(json.dumps(told[0] if len(told) == 1 else told, indent=2))
+        return 0
+    if asked.action == "show":
+        for folder in found:
+            _show(folder)
+        return 0
+    if asked.yes or _sure(found):
+        for folder in found:
             remove_run(folder)
             print(f"removed {folder.path}")
-        else:
-            _show(folder, asked.json)
     return 0
+
+
+def _sure(found: list[RunFolder]) -> bool:
+    """Ask whoever sits at the terminal. Raises UsageError where nobody does."""
+    names = ", ".join(str(folder.path) for folder in found)
+    if not (sys.stdin and sys.stdin.isatty()):
+        raise UsageError(30, f"{names} would be deleted, and nobody can be asked", fix="add --yes to delete without a question")
+    held = sum(path.stat().st_size for folder in found for path in folder.path.rglob("*") if path.is_file())
+    try:
+        answer = input(f"Delete {names} and all in {'it' if len(found) == 1 else 'them'} ({size(held)})? [y/N] ")
+    except EOFError:
+        answer = ""
+    return answer.strip().lower() in ("y", "yes")
 
 
 def _list(found: list[Standing], place: Path, as_json: bool) -> int:
@@ -120,15 +157,19 @@ def _list(found: list[Standing], place: Path, as_json: bool) -> int:
         show(f"{place} holds no runs; start one: finetune demo")
         return 0
     heads = ("run", "state", "step", "held-out loss", "go on")
-    print_table(heads, [(one.name, one.state, _steps(one), _losses(one), one.go_on) for one in found])
+    print_table(heads, [(one.name, _state(one), _steps(one), _losses(one), one.go_on) for one in found])
     return 0
 
 
-def _show(folder: RunFolder, as_json: bool) -> None:
+def _state(one: Standing) -> str:
+    """The state in a few words: with why it ended where that was not the last step, or the code of its error."""
+    if one.state == "failed":
+        return f"failed ({one.why.partition(':')[0]})"
+    return f"finished ({one.why})" if one.state == "finished" and one.why != ALL_DONE else one.state
+
+
+def _show(folder: RunFolder) -> None:
     one = standing(folder)
-    if as_json:
-        print(json.dumps(asdict(one), indent=2))
-        return
     from llm_finetune_kit.terminal import print_pairs
 
     whole = ", ".join(path.name for path in folder.checkpoints()) or "none"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 import time
-from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from llm_finetune_kit.arguments import Parser
@@ -16,24 +16,23 @@ if TYPE_CHECKING:
     from llm_finetune_kit.serving.answering import Answered
     from llm_finetune_kit.serving.server import Heard, Listening
 
-COMMANDS = {"serve": "answer over HTTP, in the form of OpenAI's chat API"}
+TEXT = """\
+answer over HTTP, in the form of OpenAI's chat API
 
-ABOUT = """\
-answer over HTTP, in the form of OpenAI's chat API (docs/serving.md)
-
-The model is a run, outputs/final, a folder, a known name or a hub id. A tuned
-adapter is served as `tuned`, and its base as `base`. Only this machine can reach
-it; with a token, others may:
-
-  finetune serve outputs/final
-  python -c "import secrets; print(secrets.token_urlsafe(32))" > token.txt
-  finetune serve outputs/final --host 0.0.0.0 --token-file token.txt
+The model is a run, outputs/final, a folder, a known name or a hub id. A tuned adapter is served as `tuned`, and its base as
+`base`. Only this machine can reach it; with a token, others may. docs/serving.md has clients and limits.
 """
+EXAMPLES = (
+    "finetune serve outputs/final",
+    "finetune serve demo --port 0",
+    "finetune serve outputs/final --host 0.0.0.0 --token-file token.txt",
+    "finetune serve outputs/final --cors http://localhost:3000",
+)
 
 
 def serve_command(words: Sequence[str]) -> int:
     """`finetune serve MODEL`; returns the exit code once it was told to end."""
-    parser = Parser(prog="finetune serve", description=ABOUT, formatter_class=RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(prog="finetune serve", description=TEXT, examples=EXAMPLES, exits=(0, 2, 4, 5, 7))
     parser.add_argument("model", nargs="?", help="what to serve, for example outputs/final")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1, this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default 8000; 0 takes any that is free)")
@@ -67,7 +66,8 @@ def _told(token_file: str | None) -> Heard:
     def hear(said: Listening | Answered) -> None:
         from llm_finetune_kit.serving.server import Listening
 
-        print(_listening(said, token_file) if isinstance(said, Listening) else _answered(said), flush=True)
+        with suppress(OSError):  # a terminal that was closed is no reason to stop answering
+            print(_listening(said, token_file) if isinstance(said, Listening) else _answered(said), flush=True)
 
     return hear
 
@@ -76,9 +76,10 @@ def _listening(said: Listening, token_file: str | None) -> str:
     lines = [f"curl {said.address}/v1/chat/completions", '-H "Content-Type: application/json"']
     lines += [f'-H "Authorization: Bearer $(cat {shlex.quote(token_file)})"'] if token_file else []
     lines += [f'''-d '{{"model": "{said.models[0]}", "messages": [{{"role": "user", "content": "Hello"}}]}}\'''']
+    source = "" if said.folder in said.models else f" ({said.folder})"
     command = " \\\n    ".join(lines)
     return f"""\
-{" and ".join(said.models)}: ready on {said.device} in {said.dtype}
+{" and ".join(said.models)}{source}: ready on {said.device} in {said.dtype}
 listening on {said.address}/v1; Ctrl+C ends it. Try it:
 
   {command}

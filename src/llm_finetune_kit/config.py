@@ -166,6 +166,9 @@ class TrainingSection(Section):
         None, description="Experiment trackers that record the run too: one of them or a list."
     )
     save_total_limit: int = Field(3, ge=1, description="Checkpoints kept, the best one always among them.")
+    profile: bool = Field(
+        False, description="Watch a few steps: a table of where their time goes, and a trace (profile_trace.json.gz)."
+    )
     on_disk_full: Literal["pause", "stop"] | None = Field(
         None,
         description="When a checkpoint cannot be written: wait with the state in memory (default at a terminal), or stop.",
@@ -177,7 +180,11 @@ class TrainingSection(Section):
 
 
 class GenerationSection(Section):
-    """How answers are produced."""
+    """How answers are produced.
+
+    >>> GenerationSection(max_new_tokens=128, temperature=0.7, top_p=0.9).num_beams
+    1
+    """
 
     max_new_tokens: int = Field(64, ge=1, le=MANY, description="Longest answer in tokens.")
     num_beams: int = Field(1, ge=1, le=256, description="Beam search width; 1 is greedy or sampled.")
@@ -190,14 +197,20 @@ class GenerationSection(Section):
 class EvaluationSection(Section):
     """How the result is judged."""
 
-    prompts: list[str] | None = Field(None, description="Prompts answered before and after training.")
+    prompts: list[str] | None = Field(None, description="Prompts answered before, during and after training.")
+    sample_steps: int | None = Field(
+        None,
+        ge=1,
+        description="Optimizer steps between sample answers during training; at evaluations, where that costs little, when not "
+        "given. A number above the run's steps leaves them out.",
+    )
     compare: bool = Field(True, description="At the end, compare base and tuned on held-out rows, with intervals.")
     metrics: list[MetricName] | None = Field(None, description="What is compared (default: what suits the held-out answers).")
     rows: int | None = Field(
         None,
         ge=1,
         le=MANY,
-        description="Held-out prompts that base and tuned answer; as many as a few seconds allow when not given.",
+        description="Held-out prompts that base and tuned answer; when not given, what a usual machine does in seconds.",
     )
     generation: GenerationSection = GenerationSection()
 
@@ -210,7 +223,11 @@ class OutputSection(Section):
 
 
 class RunConfig(Section):
-    """Everything a run is asked to do."""
+    """Everything a run is asked to do.
+
+    >>> RunConfig().with_values({"model.name": "demo", "lora.r": 8}).asked()
+    {'model': {'name': 'demo'}, 'lora': {'r': 8}}
+    """
 
     model: ModelSection = ModelSection()
     method: Literal["lora", "full"] = Field("lora", description="Train small added matrices (lora) or all weights (full).")
@@ -352,6 +369,7 @@ ALIASES: dict[str, str] = {
     "early_stopping_patience": "training.early_stopping_patience",
     "seed": "training.seed",
     "output_dir": "output.output_dir",
+    "training.output_dir": "output.output_dir",
     "run_name": "output.run_name",
 }
 

@@ -22,7 +22,14 @@ CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class KitError(Exception):
-    """A fault the reader can fix: the problem, where it is, why it matters and what to do."""
+    """A fault the reader can fix: the problem, where it is, why it matters and what to do.
+
+    >>> try:
+    ...     load_dataset("nothing.jsonl")
+    ... except KitError as error:
+    ...     print(error.code, error.exit_code)
+    DATA-020 3
+    """
 
     kind = "BUG"
     exit_code = OUR_BUG

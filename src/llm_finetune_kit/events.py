@@ -35,17 +35,21 @@ class Planned(Event):
 class Resumed(Event):
     """Training goes on after `step`, or begins again (step 0, no checkpoint); what was said after that save is void.
 
-    `evaluated` is the step of the last evaluation that the checkpoint knows.
+    `evaluated` and `sampled` are the steps of the last evaluation and the last sample answers that the checkpoint knows.
     """
 
     step: int
     checkpoint: str
     evaluated: int = 0
+    sampled: int = 0
 
 
 @dataclass(frozen=True)
 class Stepped(Event):
-    """One optimizer step is done. `loss` is the mean over the step's target tokens, in nats."""
+    """One optimizer step is done. `loss` is the mean over the step's target tokens, in nats.
+
+    `memory` is what the process holds after it, in bytes (see `hardware.held_memory`); None where nobody knows.
+    """
 
     step: int
     total_steps: int
@@ -56,6 +60,7 @@ class Stepped(Event):
     tokens: int
     target_tokens: int
     seconds: float
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,17 @@ class Compared(Event):
 
     step: int
     comparison: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Profiled(Event):
+    """Where the time of a step goes: `seconds` of a step by kind of work, as the mean of `steps`; and how many FLOP a
+    second its matrix products made."""
+
+    steps: int
+    seconds: float
+    parts: dict[str, float]
+    products_per_second: float
 
 
 @dataclass(frozen=True)
@@ -149,10 +165,7 @@ class Failed(Event):
 
 Listen = Callable[[Event], None]
 
-KINDS: dict[str, type[Event]] = {
-    kind.__name__: kind
-    for kind in (Stage, Planned, Resumed, Stepped, Evaluated, Sampled, Compared, Saving, Saved, Noted, Warned, Finished, Failed)
-}
+KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in Event.__subclasses__()}
 
 
 def ignore(event: Event) -> None:

@@ -188,4 +188,6 @@ def _belongs(event: Any, resumed: Resumed, taken: bool) -> bool:
         return False
     if isinstance(event, Evaluated):
         return event.step <= resumed.evaluated
-    return event.step <= resumed.step if isinstance(event, (Stepped, Saving)) else isinstance(event, Sampled) and event.step == 0
+    if isinstance(event, Sampled):
+        return event.step <= resumed.sampled
+    return isinstance(event, (Stepped, Saving)) and event.step <= resumed.step

@@ -162,12 +162,13 @@ def share_the_machine() -> None:
     """How torch treats the rest of this machine; what the environment says already stays. Only before torch is loaded.
 
     OpenMP's threads sleep while they wait for each other: spinning ones held the cores that other programs wanted, and steps
-    on two busy cores took 5 to 13 times as long. And oneDNN keeps fewer kernels: it makes some for every new count of tokens
-    and would keep 1,024, which grew a run by 12 MB a step.
+    on two busy cores took 5 to 13 times as long. And oneDNN keeps few kernels, and torch's own store of them one: both make
+    some for every new count of tokens and would keep 1,024, which lay between the tensors and grew a run by 12 MB a step.
     """
     if "torch" not in sys.modules:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS))
+        os.environ.setdefault("LRU_CACHE_CAPACITY", "1")
 
 
 def _existing(folder: Path) -> Path:
@@ -247,6 +248,18 @@ def resident_memory() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError, ValueError):
         return 0
+
+
+def held_memory() -> int | None:
+    """Bytes this process holds now: on a GPU what torch has reserved there, else resident memory; None where nobody knows.
+
+    Neither waits for the device.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.memory_reserved())
+    return resident_memory() or None
 
 
 def release_memory() -> None:

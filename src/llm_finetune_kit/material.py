@@ -131,7 +131,11 @@ def _model(config: RunConfig, weights: bool) -> tuple[Any, Any, Any]:
     from llm_finetune_kit.models.facts import model_facts
 
     model = model_facts(located.folder, str(wanted.name), trusted=located.trusted)
-    if not config.lora.modules_to_save:  # else the embeddings may grow with the tokenizer
+    if config.method == "lora" and config.lora.modules_to_save:
+        from llm_finetune_kit.models.adapters import check_whole_modules
+
+        check_whole_modules(located.folder, config.lora.modules_to_save, trusted=located.trusted)
+    else:  # the embeddings cannot grow with the tokenizer
         check_vocabulary(chat, model.vocabulary)
     return located, chat, model
 
@@ -201,6 +205,8 @@ def _in_memory(config: RunConfig, read: Any, chat: Any, limit: int) -> _Sets:
     sides = split(data, settings, seed, held_out=apart)
     report = {"train": data.report | {"near_copies": sides.near_copies}} | ({"held_out": apart.report} if apart else {})
     warnings = [*(warning for part in report.values() for warning in part["warnings"]), *sides.warnings]
+    warnings += prepare.repeats(data.report, sides.train, settings.max_samples)
+    warnings += apart.report.get("repeats", []) if apart else []
     place = apart.place if apart else data.place
     return _Sets(sides.train, sides.held_out, sides.train, sides.origin, report, data.place, place, warnings)
 

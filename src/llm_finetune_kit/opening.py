@@ -8,6 +8,7 @@ from typing import Any
 
 from llm_finetune_kit.errors import ModelError
 from llm_finetune_kit.files import MANIFEST, read_json
+from llm_finetune_kit.hardware import this_machine
 from llm_finetune_kit.models.adapters import base_of_adapter, load_adapter
 from llm_finetune_kit.models.loading import DTYPES, load_base
 from llm_finetune_kit.models.locate import Located, locate
@@ -49,6 +50,12 @@ def open_model(where: str, *, dtype: str, device: str = "cpu", quantization: str
         chat = load_tokenizer(folder)
     objective = Objective(model, DTYPES[dtype])
     return Opened(where, model, chat, objective, base is not None, None if base is None else located)
+
+
+def open_here(where: str, dtype: str | None = None) -> Opened:
+    """The model at `where` on this machine's device, by default in the number format that it computes fastest."""
+    machine = this_machine()
+    return open_model(where, dtype=dtype or ("bfloat16" if machine.bfloat16 else "float32"), device=machine.device)
 
 
 def opened(model: Any, tokenizer: Any) -> Opened:

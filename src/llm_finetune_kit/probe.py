@@ -115,7 +115,7 @@ def _evaluation(objective: Any, held_out: Tokens | None, schedule: Any) -> float
 def _answers(objective: Any, material: Material) -> float:
     """Seconds of all sample answers at their full length, from their beginnings."""
     from llm_finetune_kit.generation import answers
-    from llm_finetune_kit.generation.prompts import sample_prompts
+    from llm_finetune_kit.generation.samples import sample_prompts
 
     prompts, how = [ids for ids, _, _ in sample_prompts(material)], material.plan.config.evaluation.generation
     if not prompts:

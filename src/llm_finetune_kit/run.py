@@ -20,7 +20,6 @@ from llm_finetune_kit.events import (
     Finished,
     Listen,
     Resumed,
-    Sampled,
     Saved,
     Stage,
     Stepped,
@@ -56,6 +55,10 @@ def run(config: RunConfig, listen: Listen = ignore, *, loaded: Any = None, force
 
     With `force` a run starts that the plan says cannot fit. Raises KitError for what the user can fix, and Interrupted
     after a signal. Nothing is written before the data and the plan are sound.
+
+    >>> values = {"model.name": "demo", "data.train_file": "sample:chat", "training.max_steps": 1, "evaluation.compare": False}
+    >>> run(RunConfig().with_values(values)).folder.path.name
+    'demo-chat'
     """
     told: list[Event] = []
 
@@ -90,6 +93,11 @@ def resume(
     `changes` (`section.key=value`) may say how it is computed and kept, and with `allow_change` how it learns from here
     on. Raises UsageError for a run that is finished, ConfigError for changes that would make another run of it, and
     DataError or ModelError where data or model are no longer what they were.
+
+    >>> values = {"model.name": "demo", "data.train_file": "sample:chat", "training.max_steps": 1, "evaluation.compare": False}
+    >>> result = resume(run(RunConfig().with_values(values)).folder, max_steps=2)
+    >>> result.folder.checkpoints()[0].name
+    'checkpoint-2'
     """
     config = beginning.config_to_go_on(folder, max_steps, changes, allow_change, listen)
     with _signals("the run is as it was", f"go on with: finetune resume {folder.path}") as heard, folder.locked():
@@ -170,10 +178,11 @@ class _Told:
 
 def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, heard: Interrupts, loaded: Any) -> Result:
     from llm_finetune_kit.evaluation.end_of_run import compare_run
-    from llm_finetune_kit.generation.prompts import sample_prompts
+    from llm_finetune_kit.generation.samples import answer_during, answer_samples, sample_prompts
     from llm_finetune_kit.training import checkpoint
     from llm_finetune_kit.training.assembly import assemble
     from llm_finetune_kit.training.loop import evaluate, fit
+    from llm_finetune_kit.training.profile import profiled
     from llm_finetune_kit.training.saving import Saver
     from llm_finetune_kit.training.scaling import LossScale
 
@@ -191,12 +200,12 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, heard:
             evaluate(objective, material.held_out, schedule, progress, say)
             progress.best_step = progress.best_loss = None  # training has to produce something
             progress.stale_evaluations = 0
-        _sample(objective, material, prompts, 0, say)
+        answer_samples(objective, material, prompts, 0, say)
     else:
         progress = checkpoint.restore(objective.model, optimizer, good)
         if folder.finished:  # and is to be longer
             progress.stale_evaluations = 0
-        say(Resumed(progress.step, good.name, progress.evaluated))
+        say(Resumed(progress.step, good.name, progress.evaluated, progress.sampled))
 
     save = Saver(folder, material, objective.model, optimizer, say, heard.asked)
 
@@ -204,18 +213,23 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, heard:
         save.poll()
         return heard.asked()
 
+    def sample(step: int) -> bool:
+        return answer_during(objective, material, prompts, step, say, asked_to_stop)
+
     say(Stage("train", f"{schedule.steps} steps"))
     train, held_out = material.train, material.held_out
-    with heard.at_boundaries(), save.to_the_end():
-        reason = fit(objective, optimizer, train, held_out, schedule, progress, save, say, asked_to_stop, material.place)
+    watched = profiled(material.plan.config.training.profile, folder.path, say, objective)
+    with heard.at_boundaries(), save.to_the_end(), watched as tell:
+        place = material.place
+        reason = fit(objective, optimizer, train, held_out, schedule, progress, save, tell, asked_to_stop, place, sample)
     if heard.number is not None:
         command = f"finetune resume {folder.path}"
         problem = f"stopped after step {progress.step} of {schedule.steps}, and saved"
         raise Interrupted(heard.number, problem, fix=f"go on with: {command}")
     step = _restore_best(folder, objective.model, progress, say)
-    _sample(objective, material, prompts, step, say)
+    answer_samples(objective, material, prompts, step, say)
     save.final(material, step)
-    comparison = compare_run(objective, material, step, progress.seconds, say)
+    comparison = compare_run(objective, material, step, say)
     if comparison is not None:
         save.renew_card(material, step)
     summary = _summary(folder, progress, step)
@@ -255,17 +269,6 @@ def _restore_best(folder: RunFolder, model: Any, progress: Any, say: Listen) -> 
     restore_weights(model, place)
     say(Stage("best", f"the weights of step {best} had the lowest held-out loss"))
     return best
-
-
-def _sample(objective: Any, material: Material, prompts: list[tuple[list[int], str, str]], step: int, say: Listen) -> None:
-    from llm_finetune_kit.generation import answers
-
-    how = material.plan.config.evaluation.generation
-    say(Stage("answer", f"{len(prompts)} sample prompts"))
-    with objective.precision():
-        said = answers(objective.model, material.chat, [ids for ids, _, _ in prompts], how)
-    for (_, text, reference), one in zip(prompts, said, strict=True):
-        say(Sampled(step, text, one.text, reference))
 
 
 def _summary(folder: RunFolder, progress: Any, step: int) -> dict[str, Any]:

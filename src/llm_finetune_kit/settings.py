@@ -77,6 +77,10 @@ def load_config(
     """The config that a file, ready values and `section.key=value` overrides add up to, and notes for the user.
 
     Raises ConfigError with every fault found, each with its line.
+
+    >>> config, notes = load_config(values={"model_name": "demo", "lora_r": 8}, overrides=["training.max_steps=5"])
+    >>> config.lora.r, config.training.max_steps
+    (8, 5)
     """
     draft = _Draft()
     if path is not None:
@@ -246,9 +250,7 @@ def expected(path: str) -> str:
             *most, last = get_args(kind)
             words.append(f"{', '.join(most)} or {last}" if most else last)
         elif get_origin(kind) is list:
-            words.append(
-                {str: "a list such as [a, b]", dict[str, Any]: "a list of rows"}.get(get_args(kind)[0], "a list of those")
-            )
+            words.append(_listed(get_args(kind)[0], bool(words)))
         elif get_origin(kind) is dict:
             words.append("a table such as {a: 2, b: 1}" if get_args(kind)[1] is float else "a table such as {a: b}")
         elif kind is str:
@@ -256,6 +258,13 @@ def expected(path: str) -> str:
         else:
             words.append({bool: "true or false", int: "a whole number", float: "a number"}[kind])
     return " or ".join(words) + (f" {limits}" if limits not in ("", "pattern") else "")
+
+
+def _listed(kind: Any, named: bool) -> str:
+    """A list in words; `named` says that what it may hold was told before."""
+    if kind is str or kind == dict[str, Any]:
+        return "a list such as [a, b]" if kind is str else "a list of rows"
+    return "a list of those" if named else f"a list of {', '.join(get_args(kind))}"
 
 
 def _limits(metadata: list[Any]) -> str:

@@ -18,6 +18,7 @@ from llm_finetune_kit.report import compared, words
 
 MOST_LINES, MOST_LETTERS = 8, 500  # of one sample answer; the report holds all of it
 WIDE = 120
+ANSWER = 90  # letters of an answer that is shown during training
 STAGES = {"data": "reading", "answer": "answering", "model": "loading", "best": "going back:", "run": "run folder"}
 STAGES |= {"compare": "comparing"}
 
@@ -64,8 +65,9 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[Any]], title: str 
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, title=title, title_justify="left", title_style="bold")
-    for head in heads:
-        table.add_column(Text(head, style="bold"), overflow="fold")
+    names = max((len(str(row[0])) for row in rows), default=0)  # short names are found by eye: they stay in one piece
+    for number, head in enumerate(heads):
+        table.add_column(Text(head, style="bold"), overflow="fold", no_wrap=number == 0 and 3 * names <= width())
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     show(table)
@@ -116,19 +118,22 @@ def drop_closed_streams() -> None:
 class Terminal:
     """Listens to a run. On a terminal it draws a bar; anywhere else it writes plain lines."""
 
-    def __init__(self, *, goes_on: bool = False) -> None:
-        """`goes_on` says that all was decided, and shown, when the run began."""
+    def __init__(self, *, goes_on: int | None = None) -> None:
+        """`goes_on` is the step after which a run goes on whose decisions were shown when it began."""
         self.goes_on = goes_on
         self.live = bool(sys.stderr and sys.stderr.isatty())
         self.bar: Any = None
         self.plan: dict[str, Any] = {}
         self.every = 1
         self.step = 0
+        self.tokens, self.seconds = 0, 0.0  # of the steps that were heard
         self.samples: dict[str, list[said.Sampled]] = {}
         self.folder = ""
         self.finished = False
         self.before: float | None = None  # held-out loss of the untrained model
         self.comparison: dict[str, Any] | None = None
+        self.training = False
+        self.profile: said.Profiled | None = None
 
     def __enter__(self) -> Terminal:
         return self
@@ -160,6 +165,7 @@ class Terminal:
             print(text, file=sys.stderr, flush=True)
 
     def _stage(self, event: said.Stage) -> None:
+        self.training = event.name == "train"
         if event.name == "run":
             self.folder = event.detail
         if event.name == "plan":
@@ -174,14 +180,14 @@ class Terminal:
     def _planned(self, event: said.Planned) -> None:
         self.plan = plan = event.plan
         self.every = plan["config"]["training"]["logging_steps"]
-        choices = [] if self.goes_on else plan["choices"]
+        choices = plan["choices"] if self.goes_on is None else []
         pairs = [(choice["knob"], words.value(choice["value"]), choice["reason"]) for choice in choices]
         parts = sorted(plan["memory"].items(), key=lambda part: -part[1])
         memory = ", ".join(f"{name} {words.size(size)}" for name, size in parts if size >= 1e6)
         work = f"{plan['steps']:,} steps of {plan['examples_per_step']} examples"
         need = f"about {words.size(plan['peak_memory'])} of {words.size(plan['available_memory'])} free"
         pairs += [("work", work, f"{plan['trained_parameters']:,} trained weights"), ("memory", need, memory)]
-        pairs += _time_and_cost(plan)
+        pairs += _time_and_cost(plan, self.goes_on or 0)
         show(f"Plan for {plan['machine']}", style="bold")
         print_pairs(pairs)
 
@@ -197,7 +203,8 @@ class Terminal:
 
     def _stepped(self, event: said.Stepped) -> None:
         self.step = event.step
-        speed = event.tokens / max(event.seconds, 1e-9)
+        self.tokens, self.seconds = self.tokens + event.tokens, self.seconds + event.seconds
+        speed = self.tokens / max(self.seconds, 1e-9)  # since training began: what the last line says too
         if self.live:
             self._open_bar()
             self.bar.set_postfix_str(f"loss {event.loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
@@ -228,10 +235,17 @@ class Terminal:
         )
 
     def _sampled(self, event: said.Sampled) -> None:
+        """Answers before and after training are shown at the end; those in between in a line, of the first prompt alone."""
+        first = not self.samples or event.prompt == next(iter(self.samples))
         self.samples.setdefault(event.prompt, []).append(event)
+        if self.training and first:
+            self.line(f"step {event.step} answers: {textwrap.shorten(event.answer, ANSWER, placeholder=' …') or '(nothing)'}")
 
     def _compared(self, event: said.Compared) -> None:
         self.comparison = event.comparison
+
+    def _profiled(self, event: said.Profiled) -> None:
+        self.profile = event
 
     def _saved(self, event: said.Saved) -> None:
         if event.folder == "final":
@@ -258,8 +272,12 @@ class Terminal:
                 ],
             )
             show()
-        took = f"{summary['tokens']:,} tokens in {words.duration(summary['seconds'])}"
-        show(f"{event.reason}: {event.step:,} steps, {took} ({summary['tokens_per_second']:,.0f} per second)")
+        if self.profile is not None:
+            _print_profile(self.profile)
+            show()
+        speed, planned = summary["tokens_per_second"], (self.plan.get("time") or {}).get("tokens_per_second")
+        took = f"{summary['tokens']:,} tokens in {words.duration(summary['seconds'])} of training ({speed:,.0f} tokens/s"
+        show(f"{event.reason}: {event.step:,} steps, {took}{f', planned {planned:,.0f}' if planned else ''})")
         peak = summary.get("measured", {}).get("peak_memory", {})
         if peak.get("predicted"):
             show(f"peak memory {words.size(peak['measured'])}, planned {words.size(peak['predicted'])}")
@@ -274,22 +292,35 @@ class Terminal:
         print_pairs([*pairs, ("try it", f'finetune generate {self.folder} --prompt "…"', "")])
 
 
-def _time_and_cost(plan: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """How long it takes, what it costs, what it writes, and what would make it fit."""
-    pairs = []
+def _time_and_cost(plan: dict[str, Any], done: int) -> list[tuple[str, str, str]]:
+    """How long it takes from step `done` on, what it costs, what it writes, and what would make it fit."""
+    pairs, share = [], 1.0
     if time := plan.get("time"):
-        parts = ", ".join(
-            f"{name} {words.duration(time[name])}" for name in ("training", "evaluation", "answers", "saving", "start")
-        )
-        speed = f"{time['tokens_per_second']:,.0f} tokens/s, {time['source']}"
-        pairs.append(("time", f"about {words.duration(time['total'])}", f"{parts}; {speed}"))
+        left = 1 - done / max(1, plan["steps"])
+        spent = {"training": left, "evaluation": left, "saving": left, "answers": 0.5 if done else 1.0}
+        each = {name: spent.get(name, 1.0) * time[name] for name in ("training", "evaluation", "answers", "saving", "start")}
+        share = sum(each.values()) / max(1e-9, time["total"]) if done else 1.0
+        told = ", ".join(f"{name} {words.duration(seconds)}" for name, seconds in each.items())
+        after = f"{plan['steps'] - done:,} of {plan['steps']:,} steps are left; " if done else ""
+        speed = f"training at {time['tokens_per_second']:,.0f} tokens/s, {time['source']}"
+        about = f"about {words.duration(share * time['total'])}"
+        pairs.append(("time left" if done else "time", about, f"{after}{told}; {speed}"))
     if cost := plan.get("cost"):
-        rate = f"{words.duration(3600 * cost['hours'])} at ${cost['price_per_hour']:.2f} an hour, {cost['source']}"
-        pairs.append(("cost", f"about ${cost['total']:.2f}" if cost["total"] >= 0.01 else "less than $0.01", rate))
+        rate = f"{words.duration(3600 * share * cost['hours'])} at ${cost['price_per_hour']:.2f} an hour, {cost['source']}"
+        dollars = share * cost["total"]
+        pairs.append(("cost", f"about ${dollars:.2f}" if dollars >= 0.01 else "less than $0.01", rate))
     if disk := plan.get("disk"):
         parts = ", ".join(f"{name} {words.size(size)}" for name, size in disk.items())
         pairs.append(("disk", f"up to {words.size(sum(disk.values()))}", parts))
     return pairs + [("to make it fit", edit, "") for edit in plan.get("edits") or ()]
+
+
+def _print_profile(profile: said.Profiled) -> None:
+    parts = sorted(profile.parts.items(), key=lambda part: -part[1])
+    rows = [(name, f"{1e3 * part:.1f}", f"{part / profile.seconds:.0%}") for name, part in parts]
+    print_table((f"a step, mean of {profile.steps}", "ms", "share"), [*rows, ("all", f"{1e3 * profile.seconds:.1f}", "")])
+    rate = f"matrix products made {profile.products_per_second / 1e9:,.0f} GFLOP/s"
+    show(f"{rate}; watching costs time, so other steps are faster", style="dim")
 
 
 def _print_sample(before: said.Sampled, after: said.Sampled) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from llm_finetune_kit.data.masks import Tokens
 
-VERSION = 7  # of masks, formats and templates: raise it when the same input would become other tokens
+VERSION = 8  # of masks, formats and templates: raise it when the same input would become other tokens
 
 
 def cache_home() -> Path:

@@ -49,6 +49,7 @@ def _mixed_report(parts: list[Encoded], counts: list[int]) -> dict[str, Any]:
         "rows": sum(report["rows"] for report in reports),
         "examples": sum(counts),
         "repeated": sum(report["repeated"] for report in reports),
+        "repeats": [sentence for report in reports for sentence in report.get("repeats", ())],
         "licence": " + ".join(dict.fromkeys(filter(None, (report["licence"] for report in reports)))) or None,
         "dropped": [row for report in reports for row in report["dropped"]],
         "warnings": [warning for report in reports for warning in report["warnings"]],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from llm_finetune_kit.config import DataSection
 from llm_finetune_kit.data import cache, similar
 from llm_finetune_kit.data.formats import Formatted, detect, refuse_untrainable, to_examples
 from llm_finetune_kit.data.masks import Renderer, Tokens, encode, notes
+from llm_finetune_kit.data.quality.alphabet import dropped_characters, named
 from llm_finetune_kit.data.ready import is_ready, ready_tokens
 from llm_finetune_kit.data.sources import Source, held_out_beside, read_source
 from llm_finetune_kit.errors import ConfigError
 
+LOOKED_AT = 2000  # rows whose characters are held against the tokenizer
 BOTH = {"alpaca": 1.0, "daily_dialog": 1.0}  # what `both` stands for: the two sets in equal shares
 
 
@@ -99,16 +101,27 @@ def _understood(spec: Any, settings: DataSection, seed: int) -> Read:
     copies = similar.exact_duplicates(similar.Texts(formatted.examples))
     later = [formatted.examples[again].row for _, again in copies]
     warnings = [*limited(source), *broken_in_words(source), *formatted.warnings]
-    if later:
-        said = "1 row repeats an earlier one" if len(later) == 1 else f"{len(later):,} rows repeat an earlier one"
-        warnings.append(f"{source.name}: {said} word for word ({source.spots(later)})")
     dropped = [*source.broken.items(), *((source.place(row), reason) for row, reason in formatted.dropped)]
     report = _report(source, detected.format.name, detected.why, len(formatted.examples)) | {
         "repeated": len(later),
+        "repeats": [f"{source.name}: {repeats_in_words(len(later))} ({source.spots(later)})"] if later else [],
         "dropped": [{"place": place, "reason": reason} for place, reason in dropped],
         "warnings": warnings,
     }
     return Read(spec, source.name, source.fingerprint, source, formatted, report)
+
+
+def repeats_in_words(rows: int) -> str:
+    """So many rows that say the same as an earlier one."""
+    return f"{rows:,} {'row repeats' if rows == 1 else 'rows repeat'} an earlier one word for word"
+
+
+def repeats(report: dict[str, Any], used: Tokens, most: int | None) -> list[str]:
+    """What is to be said of copies: of all rows, or where only `most` of them are used, of those."""
+    if most is None or most >= report["rows"]:
+        return list(report.get("repeats", ()))
+    copies = len(used) - len({used.example(index)[0].tobytes() for index in range(len(used))})
+    return [f"of the rows that are used, {repeats_in_words(copies)}"] if copies else []
 
 
 def limited(source: Source) -> list[str]:
@@ -191,7 +204,7 @@ def _encoded(data: Read, settings: DataSection, chat: Renderer, path: Path) -> E
     dropping = settings.on_bad_rows == "drop"
     tokens = encode(examples, chat, loss_on=settings.loss_on, place=place, refused=refused if dropping else None)
     report = data.report | {"notes": [*data.report["notes"], *notes(examples, chat)]}
-    report["warnings"] = [*report["warnings"], *_unknown(tokens, chat)]
+    report["warnings"] = [*report["warnings"], *_unknown(tokens, chat), *_dropped(data.name, examples, place, chat)]
     if refused:
         rows = {row for row, _ in refused}
         examples = [example for example in examples if example.row not in rows]
@@ -218,6 +231,20 @@ def _unknown(tokens: Tokens, chat: Renderer) -> list[str]:
     return [
         f"{len(examples):,} examples hold characters that this tokenizer does not know; they become {hits.sum():,} times "
         f"{chat.tokenizer.unk_token} and are lost ({hits.mean():.1%} of all tokens)"
+    ]
+
+
+def _dropped(name: str, examples: Sequence[Any], place: Callable[[int], str], chat: Renderer) -> list[str]:
+    """What the tokenizer drops without a word, in at most LOOKED_AT rows from all over the set."""
+    stride = -(-len(examples) // LOOKED_AT)
+    looked = examples[::stride]
+    characters, holding = dropped_characters(map(similar.text_of, looked), chat)
+    if not characters:
+        return []
+    rows = f"{len(holding):,} of {len(looked):,} rows looked at, the first: {place(looked[holding[0]].row)}"
+    return [
+        f"{name}: the tokenizer drops {named(characters)} ({rows}): the model can neither read nor write them; "
+        "choose a model that knows them, or write them in words"
     ]
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -13,11 +11,11 @@ import numpy as np
 
 from llm_finetune_kit.data.formats.rows import Example
 from llm_finetune_kit.data.masks import Tokens, encode
+from llm_finetune_kit.plan.speed import LAYER_CALLS, MOST_ANSWERED, READING, prompts_within
 
 GENERAL = "general.jsonl"  # 20 short texts and 20 questions with answers, written for this project
+ALL = "all there are"
 FIRST_WORDS = 16  # tokens of a raw text that are given for the model to go on with
-MOST_PROMPTS = 256  # intervals hardly get narrower for what more would cost
-TRIED = 4  # prompts that show how long one takes
 
 
 @dataclass(frozen=True)
@@ -31,14 +29,14 @@ class Prompt:
 
 
 def prompts_of(tokens: Tokens, chat: Any, seed: int) -> list[Prompt]:
-    """Prompts of the rows in an order that depends on the seed alone, MOST_PROMPTS at most; a row asks once."""
+    """Prompts of the rows in an order that depends on the seed alone, MOST_ANSWERED at most; a row asks once."""
     generator = np.random.Generator(np.random.PCG64([seed, 1 << 29]))
     found: dict[int, Prompt] = {}
     for index in generator.permutation(len(tokens)):
         prompt = _prompt(tokens, chat, int(index))
         if prompt is not None:
             found.setdefault(prompt.row, prompt)
-        if len(found) == MOST_PROMPTS:
+        if len(found) == MOST_ANSWERED:
             break
     return list(found.values())
 
@@ -73,19 +71,17 @@ def _example(number: int, row: dict[str, str]) -> Example:
     return Example([asked, answer], None, number)
 
 
-def how_many(ask: Callable[[list[Prompt]], Any], prompts: list[Prompt], asked: int | None, seconds: float) -> tuple[int, str]:
-    """How many prompts both models are to answer, and why: as asked, all, or what `seconds` allow.
+def how_many(there: int, asked: int | None, usual: int) -> tuple[int, str]:
+    """How many of the prompts that are there both models are to answer, and why: as asked, all, or `usual`."""
+    count = min(there, usual if asked is None else asked)
+    if count == there:
+        return count, ALL
+    return count, "as many as were asked for" if asked is not None else "about a minute's worth on a usual machine"
 
-    The first few are answered once to see how long a prompt takes; in larger batches it takes less.
-    """
-    if asked is not None:
-        return min(asked, len(prompts)), "as many as you asked for" if asked <= len(prompts) else "all there are"
-    if len(prompts) <= TRIED:
-        return len(prompts), "all there are"
-    started = time.perf_counter()
-    ask(prompts[:TRIED])
-    each = (time.perf_counter() - started) / TRIED
-    count = min(len(prompts), max(TRIED, int(seconds / (2 * each))))
-    if count == len(prompts):
-        return count, "all there are"
-    return count, f"a prompt takes {each:.2f} s here, and both models may take {seconds:.0f} s; set evaluation.rows for more"
+
+def usual_count(model: Any, new_tokens: int, seconds: float) -> int:
+    """How many prompts two models of this size answer in that time on a usual machine, however busy this one is."""
+    held = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    layers = int(model.config.get_text_config().num_hidden_layers)
+    alone = new_tokens * (held / READING[next(model.parameters()).device.type] + layers * LAYER_CALLS)
+    return prompts_within(seconds, alone)

@@ -8,6 +8,10 @@ The plain percentile interval is too narrow for few rows (benchmarks/intervals.p
 with 8 rows instead of 95 %). Its ends are therefore moved outwards as Student's t is wider than the normal (Hesterberg 2015,
 "What Teachers Should Know About the Bootstrap"), and they are never inside the t interval of the jackknife with the same
 paper's correction for skew: that holds where few rows decide and resamples miss them.
+
+Where rows are right or wrong, and mostly so for both, a sample may hold hardly a row that differs, and no resample knows of
+others. There the score interval takes the bootstrap's place, and it leaves zero out only where the exact sign test does
+(`paired_shares.py`). Of other metrics nothing is said where some rows are equal and fewer than FEWEST_DIFFERING differ.
 """
 
 from __future__ import annotations
@@ -19,14 +23,22 @@ from statistics import NormalDist
 
 import numpy as np
 
+from llm_finetune_kit.evaluation.paired_shares import score_interval
+
 RESAMPLES = 2000
 LEVEL = 0.95
 FEWEST = 3  # rows: of fewer, nobody can tell how much rows differ
-METHOD = f"paired bootstrap over rows, {RESAMPLES:,} resamples, widened for few rows and skew, {LEVEL:.0%}"
+FEWEST_DIFFERING = 6  # rows: of fewer, no two-sided sign test at 5 % shows anything, as 2 / 2**5 is more than that
+METHOD = (
+    f"paired bootstrap over rows, {RESAMPLES:,} resamples, widened for few rows and skew; of right and wrong answers the score "
+    f"interval, where the sign test agrees; {LEVEL:.0%}"
+)
 AT_ONCE = 4_000_000  # weights of resamples held at a time
 T = (12.706, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.306, 2.2622, 2.2281)  # 97.5 % point, 1 to 10 degrees of freedom
 
 Total = Callable[[np.ndarray], np.ndarray]  # from sums over rows [..., k] to the metric's value [...]
+Range = tuple[float, float]  # the least and the most that a metric can be
+ANY: Range = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -45,19 +57,65 @@ class Interval:
         return 1 if self.low > 0 else -1 if self.high < 0 else 0
 
 
-def paired_difference(base: np.ndarray, tuned: np.ndarray, total: Total, *, seed: int = 0) -> Interval:
-    """total(sums of tuned) - total(sums of base) with its interval; both [rows, k], row by row the same rows."""
+def paired_difference(base: np.ndarray, tuned: np.ndarray, total: Total, *, seed: int = 0, limits: Range = ANY) -> Interval:
+    """total(sums of tuned) - total(sums of base) with its interval; both [rows, k], row by row the same rows.
+
+    `limits` is the metric's range: the interval holds no difference that it leaves no room for.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         value = float(total(tuned.sum(0)) - total(base.sum(0)))
         if not math.isfinite(value) or len(base) < FEWEST:
             return Interval(value if math.isfinite(value) else None)
-        drawn = np.concatenate([total(w @ tuned) - total(w @ base) for w in _weights(len(base), seed)])
+        counted = (base != 0).any(axis=1) | (tuned != 0).any(axis=1)
+        base, tuned = base[counted], tuned[counted]
+        if _right_or_wrong(base, tuned, total):
+            return Interval(value, *score_interval(*_changed(base, tuned), len(base), LEVEL))
+        if len(base) < FEWEST or not _enough_differ(base, tuned, bounded=math.isfinite(limits[1])):
+            return Interval(value)
+        both = [(total(weights @ base), total(weights @ tuned)) for weights in _weights(len(base), seed)]
+        before, after = (np.concatenate(parts) for parts in zip(*both, strict=True))
         without = total(tuned.sum(0) - tuned) - total(base.sum(0) - base)
-    drawn, without = drawn[np.isfinite(drawn)], without[np.isfinite(without)]
+    drawn, without = (part[np.isfinite(part)] for part in (after - before, without))
     if len(drawn) < RESAMPLES / 2 or len(without) < FEWEST:
         return Interval(value)
     low, high = _ends(drawn, without, value, len(base))
-    return Interval(value, low, high)
+    least, most = _room(before, after, limits)
+    return Interval(value, max(low, min(least, value)), min(high, max(most, value)))
+
+
+def _right_or_wrong(base: np.ndarray, tuned: np.ndarray, total: Total) -> bool:
+    """Whether the metric is the share of rows that are right, and each is right or wrong."""
+    if base.shape[1] != 2 or not all(np.isin(side[:, 0], (0, 1)).all() and (side[:, 1] == 1).all() for side in (base, tuned)):
+        return False
+    return all(float(total(side.sum(0))) == side[:, 0].mean() for side in (base, tuned))
+
+
+def _changed(base: np.ndarray, tuned: np.ndarray) -> tuple[int, int]:
+    """Rows that were wrong and are right, and the other way round."""
+    change = tuned[:, 0] - base[:, 0]
+    return int((change > 0).sum()), int((change < 0).sum())
+
+
+def _enough_differ(base: np.ndarray, tuned: np.ndarray, *, bounded: bool) -> bool:
+    """Whether all rows differ or as many as it takes; rows that all differ by the same count by their signs only.
+
+    Losses that are equal to the last bit come of equal models, so there is nothing to doubt where none differs. Of metrics of
+    answers, which have a most (`bounded`), equal rows tell nothing about others.
+    """
+    change = (tuned - base)[(tuned != base).any(axis=1)]
+    if len(change) >= FEWEST_DIFFERING:
+        return True
+    if not len(change):
+        return not bounded
+    return len(change) == len(base) and len(np.unique(np.abs(change), axis=0)) > 1
+
+
+def _room(before: np.ndarray, after: np.ndarray, limits: Range) -> Range:
+    """The least and the most that a difference can be, base and tuned lying in the range and among their resamples."""
+    before, after = before[np.isfinite(before)], after[np.isfinite(after)]
+    least = max(limits[0] - float(before.max()), float(after.min()) - limits[1])
+    most = min(limits[1] - float(before.min()), float(after.max()) - limits[0])
+    return least, most
 
 
 def _ends(drawn: np.ndarray, without: np.ndarray, value: float, rows: int) -> tuple[float, float]:

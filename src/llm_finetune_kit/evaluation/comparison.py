@@ -33,6 +33,7 @@ from llm_finetune_kit.report import words
 SHOWN = 3  # best and worst examples
 NATS = math.log(2)
 ONLY_ANSWERS = "Nobody can tell: there are no reference answers to measure against, only the answers to look at."
+FORGOTTEN = ((0.03, "a little"), (0.1, "some"), (math.inf, "much"))  # shares below which bits per byte rose
 OUTCOMES = {1: "better", 0: "none", -1: "worse"}
 Row = dict[str, Any]
 
@@ -111,14 +112,14 @@ def _from_losses(base: RowLosses, tuned: RowLosses, *, same: bool, wanted: Seque
     by_byte = base.sums(base.bytes, NATS), tuned.sums(tuned.bytes, NATS)
     rows = []
     table = (
-        ("loss", "Held-out loss", by_token, share, "nats per target token, all tokens alike"),
-        ("perplexity", "Perplexity", by_token, _perplexity, "exp of the loss"),
-        ("bits_per_byte", "Bits per byte", by_byte, share, "loss over the UTF-8 bytes of the target text"),
+        ("loss", "Held-out loss", by_token, share, 0.0, "nats per target token, all tokens alike"),
+        ("perplexity", "Perplexity", by_token, _perplexity, 1.0, "exp of the loss"),
+        ("bits_per_byte", "Bits per byte", by_byte, share, 0.0, "loss over the UTF-8 bytes of the target text"),
     )
-    for name, label, sums, total, meaning in table:
+    for name, label, sums, total, least, meaning in table:
         if name in FROM_LOSS and wanted is not None and name not in wanted and (same or name != "bits_per_byte"):
             continue
-        found = paired_difference(sums[0], sums[1], total, seed=seed)
+        found = paired_difference(sums[0], sums[1], total, seed=seed, limits=(least, math.inf))
         values = (float(total(sums[0].sum(0))), float(total(sums[1].sum(0))))
         row = _row(name, label, -1, values, found, f"llm-finetune-kit|{meaning}", len(base))
         if not same and name != "bits_per_byte":
@@ -137,7 +138,7 @@ def _from_answers(metric: Metric, base: Said, tuned: Said, *, seed: int) -> Row:
     found = Interval(values[1] - values[0] if all(map(math.isfinite, values)) else None)
     if adds_up(metric, base, tuned):
         assert metric.rows is not None and metric.total is not None
-        found = paired_difference(metric.rows(base), metric.rows(tuned), metric.total, seed=seed)
+        found = paired_difference(metric.rows(base), metric.rows(tuned), metric.total, seed=seed, limits=metric.limits)
     return _row(metric.name, metric.label, metric.better, values, found, metric.signature(), len(base.references))
 
 
@@ -216,7 +217,7 @@ def _general(base: RowLosses, tuned: RowLosses, seed: int) -> Row:
     common = sorted(set(base.rows.tolist()) & set(tuned.rows.tolist()))
     base, tuned = base.at(common), tuned.at(common)
     sums = base.sums(base.bytes, NATS), tuned.sums(tuned.bytes, NATS)
-    found = paired_difference(sums[0], sums[1], share, seed=seed)
+    found = paired_difference(sums[0], sums[1], share, seed=seed, limits=(0.0, math.inf))
     before, after = (float(share(one.sum(0))) for one in sums)
     row = _row("general", "General text, bits per byte", -1, (before, after), found, "", len(common))
     relative = (after - before) / before if before > 0 else None
@@ -227,7 +228,14 @@ def _general(base: RowLosses, tuned: RowLosses, seed: int) -> Row:
 def _drift(row: Row, relative: float | None, texts: int) -> str:
     if relative is None or row["outcome"] == "open":
         return f"Whether it forgot what it knew cannot be told from {texts} texts."
-    change = f"bits per byte on {texts} general texts went from {row['base']:.3f} to {row['tuned']:.3f} ({relative:+.1%})"
+    low, high = row["low"] / row["base"], row["high"] / row["base"]
+    sure = f"{relative:+.1%}, with 95 % confidence {low:+.1%} to {high:+.1%}"
+    change = f"bits per byte on {texts} general texts went from {row['base']:.3f} to {row['tuned']:.3f} ({sure})"
     if row["outcome"] == "worse":
-        return f"It forgot some of what it knew: {change}."
+        return f"It forgot {_grade(relative)} of what it knew: {change}."
     return f"No forgetting shown: {change}."
+
+
+def _grade(relative: float) -> str:
+    """How much was forgotten, by how much more surprising general text has become."""
+    return next(word for most, word in FORGOTTEN if relative < most)

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from llm_finetune_kit.errors import KitError
-from llm_finetune_kit.evaluation.asking import how_many
+from llm_finetune_kit.evaluation.asking import ALL, how_many
 from llm_finetune_kit.evaluation.comparison import Row, compared
 from llm_finetune_kit.evaluation.metrics import chosen
-from llm_finetune_kit.evaluation.sides import Questions, said, side
+from llm_finetune_kit.evaluation.sides import Questions, side
 from llm_finetune_kit.events import Compared, Listen, Stage, Warned
 from llm_finetune_kit.material import Material
 from llm_finetune_kit.models.adapters import without_adapter
@@ -19,16 +19,14 @@ from llm_finetune_kit.models.loading import DTYPES, load_base
 from llm_finetune_kit.plan.memory import BYTES
 from llm_finetune_kit.training.step import Objective
 
-ANSWERING = 5.0  # seconds for the answers of both models: long enough for some dozens of them from a small model
-SHARE = 0.05  # of the training time, where that is more
 FORGOTTEN = 0.1  # more bits per byte of general text than this share are worth a warning
 
 
-def compare_run(objective: Any, material: Material, step: int, seconds: float, say: Listen) -> Row | None:
-    """Compare and tell it as an event; None (with a warning) where it cannot be done. `seconds` is the training time.
+def compare_run(objective: Any, material: Material, step: int, say: Listen) -> Row | None:
+    """Compare and tell it as an event; None (with a warning) where it cannot be done.
 
     The losses of all held-out rows are computed, as in every evaluation of the run. Answers cost more: there are as
-    many as ANSWERING seconds, or SHARE of the training time, allow. A fault here does not cost the run.
+    many as the plan decided. A fault here does not cost the run.
     """
     config = material.plan.config
     if not config.evaluation.compare or material.held_out is None:
@@ -39,7 +37,7 @@ def compare_run(objective: Any, material: Material, step: int, seconds: float, s
         return None
     say(Stage("compare", "base and tuned on held-out rows"))
     try:
-        return _compare(objective, material, step, max(ANSWERING, SHARE * seconds), say)
+        return _compare(objective, material, step, say)
     except (KitError, MemoryError, RuntimeError) as error:  # torch's out of memory is a RuntimeError
         logging.getLogger("llm_finetune_kit").exception("the comparison failed")
         reason = " ".join(str(error).split())[:200]
@@ -47,16 +45,14 @@ def compare_run(objective: Any, material: Material, step: int, seconds: float, s
         return None
 
 
-def _compare(objective: Any, material: Material, step: int, allowed: float, say: Listen) -> Row:
+def _compare(objective: Any, material: Material, step: int, say: Listen) -> Row:
     config = material.plan.config
     how, seed = config.evaluation.generation, config.training.seed
     asked = Questions.of(material.held_out, material.chat, positions=material.model.positions, seed=seed)
     metrics = chosen(config.evaluation.metrics, [prompt.reference for prompt in asked.prompts])
+    count, why = how_many(len(asked.prompts), config.evaluation.rows, len(asked.prompts))
+    prompts = asked.prompts[: count if metrics else 0]
     with base_of(objective, material) as base:
-        count, why = how_many(
-            lambda prompts: said(base, asked, how, prompts, seed=seed), asked.prompts, config.evaluation.rows, allowed
-        )
-        prompts = asked.prompts[: count if metrics else 0]
         before = side(str(material.located.name), base, asked, how, prompts=prompts, seed=seed)
     after = side("tuned", objective, asked, how, prompts=prompts, seed=seed)
     found = compared(
@@ -65,7 +61,7 @@ def _compare(objective: Any, material: Material, step: int, allowed: float, say:
         prompts,
         metrics,
         place=material.held_out_place,
-        why=why,
+        why=why if why == ALL else "as many as were planned",
         of=len(asked.prompts),
         decoding=how.model_dump() | {"seed": seed},
         wanted=config.evaluation.metrics,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ import numpy as np
 
 from llm_finetune_kit.errors import ConfigError, nearest
 from llm_finetune_kit.evaluation import overlap, text_counts
-from llm_finetune_kit.evaluation.bootstrap import Total
+from llm_finetune_kit.evaluation.bootstrap import ANY, Range, Total
 from llm_finetune_kit.generation import Answer
 
 FROM_LOSS = ("perplexity", "bits_per_byte")  # of the reference answers' tokens; nothing is generated for them
@@ -40,7 +41,7 @@ class Metric:
     """`rows` gives counts [rows, k] that add up, `total` the metric's value of their sums [..., k].
 
     `whole` is given instead of `rows` where counts of rows do not add up; there is no interval then. `better` is
-    1 (higher), -1 (lower) or 0 (neither: it only describes).
+    1 (higher), -1 (lower) or 0 (neither: it only describes); `limits` are the least and the most that it can be.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Metric:
     total: Total | None = None
     whole: Callable[[Said], float] | None = None
     needs_reference: bool = True
+    limits: Range = (0.0, 1.0)
 
     def value(self, said: Said) -> float:
         """The metric over all answers."""
@@ -81,8 +83,13 @@ def _rouge(column: int) -> Callable[[Said], np.ndarray]:
     return lambda said: mean_of(said.rouge[:, column])
 
 
-def _described(name: str, label: str, better: int, words: str, rows: Callable[[list[Answer]], np.ndarray]) -> Metric:
-    return Metric(name, label, better, _own(words), lambda said: rows(said.answers), share, needs_reference=False)
+def _described(
+    name: str, label: str, better: int, words: str, rows: Callable[[list[Answer]], np.ndarray], most: float = 1.0
+) -> Metric:
+    def counts(said: Said) -> np.ndarray:
+        return rows(said.answers)
+
+    return Metric(name, label, better, _own(words), counts, share, needs_reference=False, limits=(0.0, most))
 
 
 def _distinct(n: int) -> Metric:
@@ -147,10 +154,10 @@ TABLE: dict[str, Metric] = {
             lambda said: text_counts.numeric(said.texts, said.references),
             share,
         ),
-        Metric("bertscore", "BERTScore", 1, _bertscore_signature, _bertscore, share),
+        Metric("bertscore", "BERTScore", 1, _bertscore_signature, _bertscore, share, limits=(-math.inf, 1.0)),
         _distinct(1),
         _distinct(2),
-        _described("length", "Length in words", 0, "mean number of words", text_counts.length),
+        _described("length", "Length in words", 0, "mean number of words", text_counts.length, math.inf),
         _described("stop_rate", "Ended by itself", 1, "share of answers with an end token", text_counts.stopped),
         _described(
             "repetition",
@@ -211,7 +218,7 @@ def custom(function: Any, *, name: str | None = None, better: int = 1) -> Metric
     def whole(said: Said) -> float:
         return float(compute(said.texts, said.references))
 
-    return Metric(known, known, better, _own("a function of your own"), rows, share, whole)
+    return Metric(known, known, better, _own("a function of your own"), rows, share, whole, limits=ANY)
 
 
 def adds_up(metric: Metric, *sides: Said) -> bool:

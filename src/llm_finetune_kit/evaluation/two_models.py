@@ -8,10 +8,10 @@ from typing import Any
 
 from llm_finetune_kit.config import GenerationSection
 from llm_finetune_kit.errors import UsageError
-from llm_finetune_kit.evaluation.asking import Prompt, how_many
+from llm_finetune_kit.evaluation.asking import Prompt, how_many, usual_count
 from llm_finetune_kit.evaluation.comparison import Row, compared
 from llm_finetune_kit.evaluation.metrics import chosen
-from llm_finetune_kit.evaluation.sides import Questions, Side, said, side
+from llm_finetune_kit.evaluation.sides import Questions, Side, side
 from llm_finetune_kit.models.adapters import without_adapter
 from llm_finetune_kit.models.locate import locate
 from llm_finetune_kit.opening import Opened
@@ -71,9 +71,8 @@ def _in_place(opened: Opened, ask: Ask, wish: Wish, place: Place) -> Row:
 def _choose(objective: Any, asked: Questions, wish: Wish) -> tuple[list[Prompt], str, list[Any]]:
     """The prompts that both answer, why so many, and what is counted in the answers."""
     metrics = chosen(wish.metrics, [prompt.reference for prompt in asked.prompts])
-    count, why = how_many(
-        lambda prompts: said(objective, asked, wish.how, prompts, seed=wish.seed), asked.prompts, wish.rows, ANSWERING
-    )
+    usual = usual_count(objective.model, wish.how.max_new_tokens, ANSWERING)
+    count, why = how_many(len(asked.prompts), wish.rows, usual)
     return asked.prompts[: count if metrics else 0], why, metrics
 
 

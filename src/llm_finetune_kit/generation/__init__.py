@@ -6,7 +6,7 @@ come from nowhere but the config, random numbers that belong to a prompt and not
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,18 +65,19 @@ def answers(
     *,
     seed: int = 0,
     speed: Speed | None = None,
+    heard: Callable[[list[int]], bool] | None = None,
 ) -> list[Answer]:
     """The model's continuation of each rendered prompt, up to its end or `max_new_tokens`, in the prompts' order.
 
     A prompt's answer depends on the seed and on the prompt, not on its neighbours, to the rounding of the number
     format. A prompt that leaves no room for an answer loses its beginning. The global random state and the model's
-    mode are left as they were.
+    mode are left as they were. `heard` is told the new ids of a batch after every token (see `Clock`).
     """
     found: list[Answer | None] = [None] * len(prompts)
     fitting = fitted(model, prompts, how)
     for batch in _batches(model, [len(ids) for ids in fitting], how):
         rows = [fitting[index] for index in batch]
-        clock = Clock()
+        clock = Clock(heard)
         said = continued(model, chat, rows, how, seed=seed, clock=clock)
         for index, one in zip(batch, said, strict=True):
             found[index] = one
@@ -87,7 +88,7 @@ def answers(
 
 def fitted(model: Any, prompts: list[list[int]], how: GenerationSection) -> list[list[int]]:
     """The prompts, each with room for an answer after it: a longer one loses its beginning."""
-    room = _positions(model) - _new_tokens(model, how)
+    room = positions(model) - _new_tokens(model, how)
     return [ids[-room:] for ids in prompts]
 
 
@@ -195,8 +196,9 @@ def _cache_bytes(model: Any) -> int:
 
 
 def _new_tokens(model: Any, how: GenerationSection) -> int:
-    return min(how.max_new_tokens, _positions(model) - 1)
+    return min(how.max_new_tokens, positions(model) - 1)
 
 
-def _positions(model: Any) -> int:
+def positions(model: Any) -> int:
+    """How many tokens the model can read and write in all."""
     return int(getattr(model.config, "max_position_embeddings", 2048))

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from llm_finetune_kit.errors import ConfigError, ModelError, nearest
 from llm_finetune_kit.files import about_to
+from llm_finetune_kit.models.facts import built_empty
 from llm_finetune_kit.models.safety import check_adapter_files
 
 WEIGHTS = "adapter_model.safetensors"
@@ -97,6 +98,11 @@ def _no_warnings() -> Iterator[None]:
 def _tied(model: Any) -> bool:
     head = model.get_output_embeddings()
     return head is not None and head.weight is model.get_input_embeddings().weight
+
+
+def check_whole_modules(folder: Path, asked: list[str], *, trusted: bool = False) -> None:
+    """Raise ConfigError where the model has no module that is asked for, before its weights are fetched and loaded."""
+    _whole_modules(built_empty(folder, trusted), asked)
 
 
 def _whole_modules(model: Any, asked: list[str]) -> list[str]:

@@ -55,22 +55,38 @@ def _said(error: Exception) -> str:
 
 
 def _built_facts(folder: Path, name: str, trusted: bool = False) -> ModelFacts:
-    """Facts about any causal model, by building it without memory (torch's meta device)."""
+    """Facts about any causal model, by building it without memory."""
+    model = built_empty(folder, trusted)
+    try:
+        return facts_of_model(model, name)
+    except Exception as error:  # a model of another kind, such as one without attention heads
+        raise _unfit(model.config, folder, error) from error
+
+
+def built_empty(folder: Path, trusted: bool = False) -> Any:
+    """The model that a folder's config.json describes, without weights and without memory (torch's meta device).
+
+    Raises ModelError where it is no causal language model, or one of another kind.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     config = read_config(folder, trusted=trusted)
     try:
         with torch.device("meta"):
-            return facts_of_model(AutoModelForCausalLM.from_config(config, trust_remote_code=trusted), name)
-    except Exception as error:  # no causal model, or one of another kind, such as those without attention heads
-        raise ModelError(
-            6,
-            f"{config.model_type} models cannot be fine-tuned here",
-            where=str(folder),
-            why=_said(error),
-            fix=f"use a causal language model: {', '.join(['gpt2', *FAMILIES])} and their like",
-        ) from error
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
+    except Exception as error:  # no causal model
+        raise _unfit(config, folder, error) from error
+
+
+def _unfit(config: Any, folder: Path, error: Exception) -> ModelError:
+    return ModelError(
+        6,
+        f"{config.model_type} models cannot be fine-tuned here",
+        where=str(folder),
+        why=_said(error),
+        fix=f"use a causal language model: {', '.join(['gpt2', *FAMILIES])} and their like",
+    )
 
 
 def facts_of_model(model: Any, name: str) -> ModelFacts:

@@ -92,6 +92,13 @@ def make_plan(
     `machine` is a `hardware.Machine`, `model` a `models.facts.ModelFacts`, `measured` what a probe found and `price`
     dollars an hour. Raises ConfigError for what the model cannot do, and MachineError where the run cannot fit into
     memory or on the disk; `force` makes a warning of that.
+
+    >>> from llm_finetune_kit.hardware import machine_named
+    >>> from llm_finetune_kit.models.facts import facts_by_name
+    >>> data = DataFacts(examples=1000, held_out=100, tokens=200_000, target_tokens=100_000, longest=512)
+    >>> plan = make_plan(RunConfig(), machine_named("T4"), facts_by_name("mistral-7b"), data)
+    >>> plan.config.model.quantization
+    'nf4'
     """
     plan = _checked_disk(_draft(config, machine, model, data, measured, price), machine.free_disk, force)
     if plan.fits:
@@ -155,6 +162,7 @@ def _draft(
     """The plan, whether it fits or not."""
     training, decide = config.training, Decisions()
     contradictions.refuse(config, model, data)
+    contradictions.refuse_optimizer(training.optimizer, machine.kind)
     if data.streamed:
         decide("data.streaming", config.data.streaming, True, "the file is large, so rows are read as they are needed")
     dtype = decide("model.dtype", config.model.dtype, *decisions.number_format(machine))
@@ -178,6 +186,7 @@ def _draft(
     )
     work = _mechanics(config, machine, model, work, longest * min(examples, data.examples), decide)
     decisions.habits(config, machine, data, steps, decide)
+    _answers(config, model, work, data, steps, decide)
     saves = -(-steps // int(decide.values["training.save_steps"]))
     moment, memory, needed = _memory(model, work, measured)
     disk = _disk(model, work, min(saves, max(2, training.save_total_limit)))
@@ -281,8 +290,7 @@ def _time(config: RunConfig, model: Any, work: Work, machine: Any, data: DataFac
     rates, seen = machine.rates, _examples_of_a_step(config, data, steps)
     if rates is None:
         return {}
-    mean = min(data.tokens / max(1, data.examples), knobs["model.max_length"])
-    share, tokens = data.target_tokens / max(1, data.tokens), seen * mean
+    mean, share, tokens = _mean_step(data, seen, knobs)
     step = speed.step_seconds(model, work, rates, tokens, share * tokens, mean)
     held_out = speed.evaluation_seconds(model, work, rates, data.held_out * mean, mean)
     asked = len(config.evaluation.prompts or ()) or speed.SAMPLES
@@ -296,10 +304,32 @@ def _time(config: RunConfig, model: Any, work: Work, machine: Any, data: DataFac
         source = f"{measured.steps} steps measured on this machine"
     evaluations = (1 + -(-steps // int(knobs["training.eval_steps"]))) if data.held_out else 0
     saves = -(-steps // int(knobs["training.save_steps"]))
+    answers *= 2 + (steps - 1) // int(knobs["evaluation.sample_steps"])
     parts = speed.run_seconds(
         work, step=step, steps=steps, evaluation=held_out, evaluations=evaluations, answers=answers, saves=saves, start=start
     )
     return parts | {"step_seconds": step, "tokens_per_second": tokens / step, "source": source}
+
+
+def _mean_step(data: DataFacts, seen: float, knobs: Any) -> tuple[float, float, float]:
+    """Of a step of `seen` examples: tokens of an example, the share of them that is learned, and tokens of all."""
+    mean = min(data.tokens / max(1, data.examples), knobs["model.max_length"])
+    return mean, data.target_tokens / max(1, data.tokens), seen * mean
+
+
+def _answers(config: RunConfig, model: Any, work: Work, data: DataFacts, steps: int, decide: Decisions) -> None:
+    """When the model answers during training, and how many prompts base and tuned answer at the end.
+
+    Both follow from counts, not from how fast this machine is now: a run that is begun again tells the same answers.
+    """
+    mean, share, tokens = _mean_step(data, _examples_of_a_step(config, data, steps), decide.values)
+    step = speed.step_seconds(model, work, speed.USUAL[work.device], tokens, share * tokens, mean)
+    asked, evaluation = len(config.evaluation.prompts or ()) or speed.SAMPLES, config.evaluation
+    answers = speed.answers_seconds(model, work, asked, evaluation.generation.max_new_tokens)
+    every = int(decide.values["training.eval_steps"])
+    decide("evaluation.sample_steps", evaluation.sample_steps, *decisions.sampling(answers / step, every, steps))
+    if data.held_out and evaluation.compare:
+        decide("evaluation.rows", evaluation.rows, *decisions.answered(answers / asked, steps * step, data.held_out))
 
 
 def _examples_of_a_step(config: RunConfig, data: DataFacts, steps: int) -> float:

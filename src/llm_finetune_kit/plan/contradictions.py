@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm_finetune_kit.errors import ConfigError
+from llm_finetune_kit.errors import ConfigError, MachineError
+
+OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
 
 
 def refuse(config: Any, model: Any, data: Any) -> None:
@@ -40,6 +42,18 @@ def _refuse_adapter(lora: Any, quantization: str | None) -> None:
         raise ConfigError(61, "dora and pissa do not go together", where="lora.init", fix="set lora.init=default")
     if quantization is not None and lora.bias != "none":
         raise ConfigError(61, "the biases of a quantized model cannot be trained", where="lora.bias", fix="set lora.bias=none")
+
+
+def optimizers_on(device: str) -> tuple[str, ...]:
+    """The kinds that run on cpu, cuda, xpu or mps: paged memory is the GPU's, and MPS has no 8-bit kernels."""
+    return {"cpu": OPTIMIZERS[:2], "mps": OPTIMIZERS[:1]}.get(device, OPTIMIZERS)
+
+
+def refuse_optimizer(kind: str | None, device: str) -> None:
+    """Raise MachineError for an optimizer that was asked for and does not run on a device."""
+    if kind is not None and kind not in optimizers_on(device):
+        fix = f"choose one of {', '.join(optimizers_on(device))}, or leave it out"
+        raise MachineError(60, f"the optimizer {kind} does not run on {device}", where="training.optimizer", fix=fix)
 
 
 def refuse_rank(config: Any, model: Any, r: int, targets: list[str]) -> None:

@@ -13,9 +13,13 @@ from typing import Any
 
 from llm_finetune_kit.catalog import MODELS, short_name
 from llm_finetune_kit.errors import ConfigError
+from llm_finetune_kit.plan.speed import MOST_ANSWERED, prompts_within
 
 RANK = 16  # of adapters, where the catalog knows no other
 CPU_BLOCK = 30_000_000  # bytes of one activation above which a CPU's allocator page-faults every time
+ANSWERING = 5.0  # seconds for the answers of base and tuned: long enough for some dozens of them from a small model
+ANSWERED = 0.05  # of the training time, where that is more
+SAMPLING = 0.03  # of the training time may go into sample answers that nobody asked for
 MOST_TOKENS = 8192  # of a pass on a GPU: enough to keep it busy
 
 
@@ -140,6 +144,26 @@ def habits(config: Any, machine: Any, data: Any, steps: int, decide: Decisions) 
     decide("training.on_disk_full", training.on_disk_full, *waits)
     if machine.kind == "cpu":
         decide("training.threads", training.threads, machine.cores, "the cores that this process may use")
+
+
+def sampling(answers: float, every: int, steps: int) -> tuple[int, str]:
+    """Steps between sample answers, which take as long as `answers` steps: at evaluations `every` so many steps, or fewer."""
+    times = max(1, math.ceil(answers / (SAMPLING * every)))
+    if times * every >= steps:
+        return steps, f"before and after training only: between them, answers would cost more than {SAMPLING:.0%} of its time"
+    if times == 1:
+        return every, "at every evaluation"
+    return times * every, f"one evaluation in {times}, so that answers cost at most {SAMPLING:.0%} of the training time"
+
+
+def answered(alone: float, training: float, held_out: int) -> tuple[int, str]:
+    """Held-out prompts that base and tuned answer at the end, where one by itself takes `alone` seconds on a usual machine."""
+    allowed = max(ANSWERING, ANSWERED * training)
+    count = prompts_within(allowed, alone)
+    if count >= held_out:
+        return held_out, "all held-out rows"
+    most = "more would hardly narrow the intervals" if count == MOST_ANSWERED else f"about {allowed:.0f} s on a usual machine"
+    return count, f"{most}; their losses are measured on all {held_out:,} held-out rows"
 
 
 def run_name(config: Any) -> str:

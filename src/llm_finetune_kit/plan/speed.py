@@ -31,6 +31,8 @@ LAYER_CALLS = 4e-4  # seconds a layer takes for one token however small it is
 SAVING = 0.1  # seconds of a checkpoint however small it is
 REPORT = 0.7  # seconds of curves and pages at the end
 SAMPLES = 3  # prompts that are answered before and after training
+TOGETHER = 0.1  # share of the time of an answer by itself that one takes among 64: measured (docs/evaluation.md)
+FEWEST_ANSWERED, MOST_ANSWERED = 4, 256  # prompts of a comparison; beyond them intervals hardly get narrower for the cost
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,14 @@ class Rates:
 
     def of(self, dtype: str) -> float:
         return self.float32 if dtype == "float32" else self.narrow
+
+
+# What a usual machine computes, where a decision must not depend on how busy this one is.
+USUAL = {
+    "cpu": Rates(1e11, 3e11, 2, "a usual CPU"),
+    "cuda": Rates(3e13, 1.2e14, 8, "a usual GPU"),
+    "mps": Rates(5e12, 5e12, 8, "a usual Apple GPU"),
+}
 
 
 def flops(model: Any, work: Work, tokens: float, targets: float) -> float:
@@ -114,6 +124,11 @@ def answers_seconds(model: Any, work: Work, prompts: int, tokens: int) -> float:
     return prompts * tokens * float(once + unpacked + model.layers * LAYER_CALLS)
 
 
+def prompts_within(seconds: float, alone: float) -> int:
+    """How many prompts two models answer in that time, where an answer by itself takes `alone` seconds."""
+    return min(MOST_ANSWERED, max(FEWEST_ANSWERED, int(seconds / (2 * TOGETHER * alone))))
+
+
 def start_seconds(model: Any, work: Work) -> float:
     """Seconds from the weights' files to the first step; what is packed is read and packed."""
     packing = model.linear_parameters / PACKING if work.quantization else 0.0
@@ -123,13 +138,13 @@ def start_seconds(model: Any, work: Work) -> float:
 def run_seconds(
     work: Work, *, step: float, steps: int, evaluation: float, evaluations: int, answers: float, saves: int, start: float
 ) -> dict[str, float]:
-    """Seconds by part of a whole run; answers are given twice, before and after."""
+    """Seconds by part of a whole run; each argument but `step` and `evaluation` is of all of it."""
     files = (4.0 + STATE[work.optimizer]) * work.trained
     parts = {
         "start": START[work.device] + start,
         "training": step * steps,
         "evaluation": evaluation * evaluations,
-        "answers": 2 * answers,
+        "answers": answers,
         "saving": (saves + 1) * (SAVING + files / DISK),
         "report": REPORT,
     }

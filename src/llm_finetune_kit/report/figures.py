@@ -24,12 +24,16 @@ class Point:
 
 @dataclass(frozen=True)
 class Pair:
-    """One prompt and its answers by the base and by the tuned model; None where a model was not asked."""
+    """One prompt and its answers by the base and by the tuned model; None where a model was not asked.
+
+    `between` are the answers during training, each with its step.
+    """
 
     prompt: str
     before: str | None
     after: str | None
     reference: str
+    between: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,10 +142,14 @@ def pairs(events: list[Event], step: int | None) -> list[Pair]:
     last = step if step is not None else max((event.step for event in said), default=0)
     before = {(event.prompt, event.reference): event.answer for event in said if event.step == 0}
     after = {(event.prompt, event.reference): event.answer for event in said if event.step == last and last > 0}
-    return [
-        Pair(legible(key[0]), _legible_or_none(before.get(key)), _legible_or_none(after.get(key)), legible(key[1]))
-        for key in before | after
-    ]
+    answers = {key: (_legible_or_none(before.get(key)), _legible_or_none(after.get(key))) for key in before | after}
+    return [Pair(legible(key[0]), *answers[key], legible(key[1]), _between(said, key, last)) for key in answers]
+
+
+def _between(said: list[Sampled], key: tuple[str, str], last: int) -> tuple[tuple[int, str], ...]:
+    """Answers to a prompt after other steps than the first and the one shown, in the order of the steps."""
+    found = {event.step: event.answer for event in said if (event.prompt, event.reference) == key and event.step not in (0, last)}
+    return tuple((step, legible(found[step])) for step in sorted(found))
 
 
 def smoothed(points: list[Point]) -> list[Point]:

@@ -14,6 +14,7 @@ from llm_finetune_kit.events import (
     Finished,
     Noted,
     Planned,
+    Profiled,
     Resumed,
     Sampled,
     Saved,
@@ -77,6 +78,9 @@ def in_words(event: Event) -> str:
             return f"answer after step {step} to {prompt!r}: {answer!r}"
         case Compared(step, comparison):
             return f"compared after step {step}: {comparison['sentence']} {comparison['general']['sentence']}"
+        case Profiled(steps, seconds, parts):
+            told = ", ".join(f"{name} {part / seconds:.0%}" for name, part in sorted(parts.items(), key=lambda part: -part[1]))
+            return f"profile of {steps} steps of {1e3 * seconds:.0f} ms: {told}"
         case Saved(step, folder, size, seconds):
             return f"saved {folder} of step {step}: {words.size(size)} in {seconds:.1f} s"
         case Noted(message):

@@ -104,7 +104,7 @@ def page(record: Record, folder: Path) -> str:
         measured=evidence.measured(record),
         standing=evidence.standing(record),
         history=[in_words(event) for event in record.interruptions],
-        small=small_curves(list(found.steps)),
+        small=small_curves(list(found.steps), record.plan.get("peak_memory")),
         code=loading_code(str(record.knobs.get("method", "lora")), record.base_name) if found.kept is not None else "",
         licence=base_licence(record.base_name),
         written=time.strftime("%Y-%m-%d %H:%M"),

@@ -1,4 +1,4 @@
-"""Learning rate, gradient norm and speed over the steps, as small pictures of one kind."""
+"""Learning rate, gradient norm, speed and memory over the steps, as small pictures of one kind."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ WIDTH, HEIGHT = 300, 150
 LEFT, RIGHT, TOP, BOTTOM = 52, 10, 10, 22
 MOST_POINTS = 300
 
+GB = 1e9
+MEMORY = "Memory (GB)"
 Value = Callable[[Stepped], float]
 CURVES: tuple[tuple[str, str, Value], ...] = (
     (
@@ -31,21 +33,30 @@ CURVES: tuple[tuple[str, str, Value], ...] = (
         "How fast it learns; falling speed means that the machine was busy, hot or short of memory.",
         lambda event: event.tokens / max(event.seconds, 1e-9),
     ),
+    (
+        MEMORY,
+        "What the program held after each step: it should settle, as steady growth ends badly. Dashed: the planned peak, "
+        "which is reached inside a step.",
+        lambda event: event.memory / GB if event.memory is not None else math.nan,
+    ),
 )
 
 
-def small_curves(steps: list[Stepped]) -> list[tuple[str, str, Markup]]:
-    """Name, explanation and picture of each; none without steps."""
-    drawn = [(name, meaning, _svg(name, [(event.step, value(event)) for event in steps])) for name, meaning, value in CURVES]
+def small_curves(steps: list[Stepped], planned: float | None = None) -> list[tuple[str, str, Markup]]:
+    """Name, explanation and picture of each, none without steps; `planned` is the plan's peak memory in bytes."""
+    drawn = []
+    for name, meaning, value in CURVES:
+        line = planned / GB if planned and name == MEMORY else None
+        drawn.append((name, meaning, _svg(name, [(event.step, value(event)) for event in steps], line)))
     return [one for one in drawn if one[2]]
 
 
-def _svg(name: str, points: list[tuple[int, float]]) -> Markup:
+def _svg(name: str, points: list[tuple[int, float]], planned: float | None = None) -> Markup:
     points = [(step, value) for step, value in points if math.isfinite(value)]
     if not points:
         return Markup("")
     first, last = points[0][0], max(points[-1][0], points[0][0] + 1)
-    high = max(value for _, value in points) * 1.05 or 1.0
+    high = max([planned or 0.0, *(value for _, value in points)]) * 1.05 or 1.0
 
     def place(step: int, value: float) -> str:
         x = LEFT + (step - first) / (last - first) * (WIDTH - LEFT - RIGHT)
@@ -64,11 +75,15 @@ def _svg(name: str, points: list[tuple[int, float]]) -> Markup:
         parts.append(f'<text x="{place(step, 0).split()[0]}" y="{HEIGHT - 6}" text-anchor="{side}">{step}</text>')
     line = "L".join(place(*point) for point in chosen)
     parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{WIDTH - RIGHT}"/><path class="smooth" d="M{line}"/>')
+    if planned is not None:
+        y = place(first, planned).split()[1]
+        parts.append(f'<path class="planned" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')
     if len(chosen) == 1:
         x, y = place(*chosen[0]).split()
         parts.append(f'<circle class="dot" cx="{x}" cy="{y}" r="3"/>')
     final = _short(points[-1][1])
     label = f"{name} from step {first} to {points[-1][0]}: {_short(points[0][1])} at first, {final} at last"
+    label += f", {_short(planned)} planned" if planned is not None else ""
     return Markup(f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>')
 
 

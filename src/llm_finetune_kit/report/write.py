@@ -68,6 +68,16 @@ def metrics(record: Record) -> list[list[Any]]:
     return [compared.CSV_HEAD, *compared.csv_rows(rows, found.comparison)]
 
 
+def write_comparison(folder: Path, found: dict[str, Any]) -> None:
+    """A comparison by itself (see `evaluation.comparison`) in the files that a run leaves of its own, in a folder of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "eval_results.json", _finite({"comparison": found}))
+    write_whole(folder / "eval_results.csv", words.csv_table([compared.CSV_HEAD, *compared.csv_rows([], found)]))
+    names = " against ".join(words.markdown_cell(words.name(str(found[side]))) for side in ("tuned", "base"))
+    parts = ["# Base against tuned", f"{names}.", *compared.markdown(found)]
+    write_whole(folder / "comparison.md", legible("\n\n".join(parts) + "\n"))
+
+
 def comparison(record: Record) -> str:
     """`comparison.md`: base against tuned in figures and side by side in answers."""
     found, known = record.figures, record.figures.compared

@@ -134,8 +134,8 @@ class Line:
             done = self._answered(job) if job.wanted else Answered(job.model, len(job.prompt), 0, 0.0, "left")
             if done.tokens:
                 self._seconds = time.monotonic() - began
-            job.say(done)
             self._heard(done)
+            job.say(done)
             release_memory()
 
     def _next(self) -> Job | None:

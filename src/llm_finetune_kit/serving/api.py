@@ -25,8 +25,6 @@ from llm_finetune_kit.serving.exchange import Refusal
 
 TUNED = "tuned"
 LONGEST_TOKEN = 256  # characters: no tokenizer in use has a longer one, so longer texts need not be tokenized to be refused
-FAILED = Refusal(500, "the answer failed; the server's log says why", kind="server_error")
-ENDING = Refusal(503, "the server is shutting down", kind="server_error")
 
 
 def model_ids(opened: Opened) -> list[str]:
@@ -137,10 +135,16 @@ async def _whole(job: Job, head: dict[str, Any], request: Request) -> Response:
         job.wanted = False
         gone.cancel()
     if found.reason in ("failed", "left"):
-        raise FAILED if found.reason == "failed" else ENDING
+        raise _without_answer(found.reason)
     message = {"role": "assistant", "content": "".join(said), "refusal": None}
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": found.reason}
     return JSONResponse({**head, "object": "chat.completion", "choices": [choice], "usage": _usage(found)})
+
+
+def _without_answer(reason: str) -> Refusal:
+    if reason == "failed":
+        return Refusal(500, "the answer failed; the server's log says why", kind="server_error")
+    return Refusal(503, "the server is shutting down", kind="server_error")
 
 
 async def _gone(request: Request) -> None:
@@ -163,8 +167,7 @@ async def _events(job: Job, head: dict[str, Any], *, include_usage: bool) -> Asy
         while not isinstance(found := await job.pieces.get(), Answered):
             yield chunk({"content": found})
         if found.reason in ("failed", "left"):
-            refusal = FAILED if found.reason == "failed" else ENDING
-            yield f"data: {refusal.body.decode()}\n\n"
+            yield f"data: {_without_answer(found.reason).body.decode()}\n\n"
             return
         yield chunk({}, found.reason)
         if include_usage:

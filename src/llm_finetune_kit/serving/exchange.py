@@ -62,7 +62,7 @@ class Exchange:
         self._receive, self._send = receive, send
         self._headers, self._added = headers, added
         self.max_body = max_body
-        self.started = self.refused = self.gone = self._complete = False
+        self.started = self.refused = self.gone = False
         self._got = 0
         self._waited = 0.0
         self._whole = not (headers.first("transfer-encoding") or headers.first("content-length").strip("0"))

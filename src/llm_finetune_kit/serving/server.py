@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import uvicorn
 
-from llm_finetune_kit.errors import KitError
+from llm_finetune_kit.errors import BusyError, KitError
+from llm_finetune_kit.files import MANIFEST
 from llm_finetune_kit.hardware import this_machine
 from llm_finetune_kit.opening import Opened, open_model
+from llm_finetune_kit.runs import find_result
 from llm_finetune_kit.serving.answering import Answered, Line
 from llm_finetune_kit.serving.api import ChatAPI
 from llm_finetune_kit.serving.exchange import App
@@ -21,14 +23,15 @@ from llm_finetune_kit.serving.guard import Guard, Rules
 from llm_finetune_kit.serving.listening import address_of
 
 ENDING_SECONDS = 5  # that open connections have to end when the server is told to
-TRIES = 3  # to open a run that is being written: what was newest may be gone before it is read
+TRIES = 10  # to open a run that is being written: what was newest may be gone before it is read
 
 
 @dataclass(frozen=True)
 class Listening:
-    """The server is ready: under this address, with these models, in this number format on this device."""
+    """The server is ready: under this address, with these models out of this folder, in this number format on this device."""
 
     address: str
+    folder: str
     models: list[str]
     dtype: str
     device: str
@@ -41,10 +44,10 @@ def serve(model: str, rules: Rules, listener: socket.socket, *, dtype: str | Non
     """Answer requests on a bound socket until SIGINT or SIGTERM. Tells `heard` when it listens, and of every answer."""
     machine = this_machine()
     dtype = dtype or ("bfloat16" if machine.bfloat16 else "float32")
-    opened = opened_whole(model, dtype=dtype, device=machine.device)
+    opened, folder = opened_whole(model, dtype=dtype, device=machine.device)
     line = Line(opened, heard)
     api = ChatAPI(opened, line)
-    ready = Listening(address_of(listener), api.ids, dtype, machine.device)
+    ready = Listening(address_of(listener), folder, api.ids, dtype, machine.device)
     server = Server(Guard(api.app(), rules), line, lambda: heard(ready))
     with _ended_by_signals():
         asyncio.run(server.serve(sockets=[listener]))
@@ -71,15 +74,32 @@ class Server(uvicorn.Server):  # type: ignore[misc]
         await super().shutdown(sockets=sockets)
 
 
-def opened_whole(model: str, *, dtype: str, device: str) -> Opened:
-    """`open_model` of what a run has committed, also while it writes: where a checkpoint is rotated away, the next is taken."""
-    for left in reversed(range(TRIES)):
+def opened_whole(model: str, *, dtype: str, device: str) -> tuple[Opened, str]:
+    """`open_model` of one committed state, also while a run writes: what is replaced while it is read is read again.
+
+    The folder of that state comes with it (the name itself where it is none). Raises BusyError where that goes on and on.
+    """
+    for _ in range(TRIES):
+        before = _state(model)
         try:
-            return open_model(model, dtype=dtype, device=device)
+            opened = open_model(model, dtype=dtype, device=device)
         except (KitError, OSError):
-            if not left:
+            if _state(model) == before:  # nothing but what is there is at fault
                 raise
-    raise AssertionError("unreachable")
+            continue
+        if _state(model) == before:
+            return opened, before[0]
+    fix = "wait until it has ended, or serve one of its checkpoints"
+    raise BusyError(21, "the model is replaced faster than it can be read", where=model, fix=fix)
+
+
+def _state(model: str) -> tuple[str, bytes]:
+    """Which folder the name means now, and what its manifest says of its content."""
+    folder = find_result(model)
+    try:
+        return str(folder), (folder / MANIFEST).read_bytes()
+    except OSError:
+        return str(folder), b""
 
 
 @contextmanager

@@ -45,6 +45,7 @@ def assemble(material: Material, loaded: Any) -> tuple[Any, Any, Any]:
         max_grad_norm=training.max_grad_norm,
         eval_steps=int(training.eval_steps or plan.steps),
         save_steps=int(training.save_steps or plan.steps),
+        sample_steps=int(config.evaluation.sample_steps or plan.steps),
         patience=training.early_stopping_patience if material.held_out is not None else None,
         seed=training.seed,
         scaled=dtype == "float16",

@@ -35,6 +35,7 @@ class Progress:
     step: int = 0
     tokens: int = 0
     evaluated: int = 0  # the step of the last evaluation
+    sampled: int = 0  # the step of the last sample answers
     best_step: int | None = None
     best_loss: float | None = None
     stale_evaluations: int = 0

@@ -16,7 +16,7 @@ from llm_finetune_kit.data.batches import Pass, evaluation_passes, make_passes, 
 from llm_finetune_kit.data.masks import Tokens
 from llm_finetune_kit.errors import TrainingError
 from llm_finetune_kit.events import Evaluated, Listen, Stepped, Warned
-from llm_finetune_kit.hardware import release_memory, resident_memory
+from llm_finetune_kit.hardware import held_memory, release_memory, resident_memory
 from llm_finetune_kit.training.checkpoint import Progress, random_state, restore_random_state
 from llm_finetune_kit.training.room import is_out_of_memory, smaller
 from llm_finetune_kit.training.step import Objective, accumulate, mean_loss
@@ -40,6 +40,7 @@ class Schedule:
     patience: int | None
     seed: int
     scaled: bool = False  # float16 products, whose loss is scaled
+    sample_steps: int | None = None  # between answers during training; without it there are none
 
     @property
     def steps(self) -> int:
@@ -61,10 +62,12 @@ def fit(
     listen: Listen,
     asked_to_stop: Callable[[], bool] = lambda: False,
     place: Callable[[int], str] = lambda row: f"row {row + 1}",
+    sample: Callable[[int], bool] = lambda step: True,
 ) -> str:
     """Train from `progress.step` to the end of the schedule and return why it ended.
 
-    `train` is a `masks.Tokens` or a `streaming.Stream`; `place` turns a row of it into its file and line.
+    `train` is a `masks.Tokens` or a `streaming.Stream`; `place` turns a row of it into its file and line. `sample` has the
+    model answer after a step, without a trace in weights and random states, and says whether it came to its end.
 
     Reasons: `all steps done`, `no improvement` (early stopping), `asked to stop` (saved at a step boundary).
     Raises TrainingError before the optimizer moves if the loss or a gradient is not finite, or if not even one row
@@ -76,6 +79,8 @@ def fit(
         if progress.evaluated < progress.step and _due(progress.step, schedule.eval_steps, schedule.steps):
             with suppress(_Stopped):  # it is made up for when the run goes on
                 improved = held_out is not None and evaluate(objective, held_out, schedule, progress, listen, asked_to_stop)
+        if _sample_due(progress, schedule) and not asked_to_stop() and sample(progress.step):
+            progress.sampled = progress.step
         stopping = asked_to_stop()
         patient = schedule.patience is None or progress.stale_evaluations < schedule.patience
         new = saved < progress.step
@@ -112,6 +117,12 @@ def _kept_small(settled: int) -> int:
 
 def _due(step: int, every: int, last: int) -> bool:
     return step > 0 and (step % every == 0 or step == last)
+
+
+def _sample_due(progress: Progress, schedule: Schedule) -> bool:
+    """Whether the model is to answer now; after the last step the run asks what it keeps, which may be of another step."""
+    every = schedule.sample_steps
+    return every is not None and progress.sampled < progress.step < schedule.steps and progress.step % every == 0
 
 
 def _one_step(
@@ -158,7 +169,8 @@ def _one_step(
     progress.tokens += tokens
     progress.seconds += seconds
     per_epoch = steps_per_epoch(len(train), schedule.examples_per_step)
-    listen(Stepped(progress.step, schedule.steps, progress.step / per_epoch, loss, rate, norm, tokens, targets, seconds))
+    epoch = progress.step / per_epoch
+    listen(Stepped(progress.step, schedule.steps, epoch, loss, rate, norm, tokens, targets, seconds, held_memory()))
     _watch(progress, loss, norm, rate, listen)
 
 

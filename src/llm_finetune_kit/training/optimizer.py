@@ -9,14 +9,9 @@ from typing import Any
 import torch
 
 from llm_finetune_kit.errors import MachineError
+from llm_finetune_kit.plan.contradictions import refuse_optimizer
 
-KINDS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
 Named = tuple[str, torch.nn.Parameter]
-
-
-def optimizers_here(device: str) -> tuple[str, ...]:
-    """The kinds that run on cpu, cuda, xpu or mps: paged memory is the GPU's, and MPS has no 8-bit kernels."""
-    return {"cpu": KINDS[:2], "mps": KINDS[:1]}.get(device, KINDS)
 
 
 def make_optimizer(
@@ -48,13 +43,7 @@ def make_optimizer(
 
 
 def _from_bitsandbytes(kind: str, groups: list[dict[str, Any]], device: str) -> torch.optim.Optimizer:
-    if kind not in optimizers_here(device):
-        raise MachineError(
-            60,
-            f"the optimizer {kind} does not run on {device}",
-            where="training.optimizer",
-            fix="choose one of " + ", ".join(optimizers_here(device)),
-        )
+    refuse_optimizer(kind, device)
     try:
         import bitsandbytes.optim
     except ImportError as error:

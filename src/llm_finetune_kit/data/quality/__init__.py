@@ -15,6 +15,7 @@ import numpy as np
 
 from llm_finetune_kit.data import similar
 from llm_finetune_kit.data.gate import MOST_CUT, inspect
+from llm_finetune_kit.data.quality.alphabet import dropped_characters, named
 from llm_finetune_kit.data.quality.copies import copies_across, near_duplicates
 from llm_finetune_kit.data.quality.echoes import about_answers, about_prompts
 from llm_finetune_kit.data.quality.findings import EMPTY, GRAVEST_FIRST, KINDS, SHOWN, Finding, finding, verdict
@@ -191,6 +192,9 @@ class _Inspection:
             for kind, count in (("end_not_learned", facts.open_ended), ("double_bos", facts.double_bos)):
                 if count:
                     self.findings.append(finding(kind, int(count), len(tokens), []))
+            texts = (text for start in range(0, len(self.texts), 4096) for text in self.texts[start : start + 4096])
+            characters, holding = dropped_characters(texts, chat)
+            self.add("dropped_characters", holding, named(characters))
         if max_length is None:
             return None
         totals = np.concatenate([[0], np.cumsum(tokens.trained, dtype=np.int64)])

@@ -63,6 +63,8 @@ KINDS: dict[str, Kind] = {
     "mojibake": Kind("warning", "broken accents", "hold text decoded with the wrong encoding (such as â€™ for ’)", REPAIR),
     "lost_characters": Kind("warning", "lost characters", "hold the replacement character �: something was lost",
                             "export the data again as UTF-8, or remove the rows", 0.001),
+    "dropped_characters": Kind("warning", "dropped characters", "hold characters that the tokenizer drops, so the model can "
+                               "neither read nor write them", "choose a model that knows them, or write them in words"),
     "control_characters": Kind("warning", "control characters", "hold control characters, which nobody types", REPAIR, 0.001),
     "invisible_characters": Kind("note", "invisible characters", "hold characters of no width, which become odd tokens", REPAIR),
     "markup": Kind("note", "web page leftovers", "hold HTML tags or entities although they are not about HTML",
