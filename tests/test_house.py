@@ -53,6 +53,7 @@ FLOORS = {
         "cli_runs",
         "cli_texts",
         "cli_serve",
+        "cli_ui",
         "trainers",
     }
     | {"terminal", "ui", "__init__", "__main__"},

@@ -31,6 +31,7 @@ COMMANDS = {
     "doctor": "find what is wrong with this machine, and how to mend it",
     **cli_evaluate.COMMANDS,
     "data": "check, preview or convert training data; look at the cache",
+    "ui": "open the page in a browser",
     "serve": "answer over HTTP, in the form of OpenAI's chat API",
     "init": "write a config to begin with",
     "explain": "explain a setting or an error code",
@@ -49,6 +50,7 @@ ELSEWHERE = {
     "explain": "cli_explain",
     "chat": "cli_chat",
     "serve": "cli_serve",
+    "ui": "cli_ui",
     "completion": "cli_completion",
 }
 
@@ -70,6 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; see `errors.py` for what the codes mean."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     return guarded(lambda: _dispatch(_normalised(words)))
+
+
+def page(arguments: Sequence[str] | None = None) -> int:
+    """The command `finetune-demo`: the page in a browser."""
+    return main(["ui", *(sys.argv[1:] if arguments is None else arguments)])
 
 
 def guarded(work: Callable[[], int]) -> int:

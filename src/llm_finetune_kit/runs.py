@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llm_finetune_kit.errors import BusyError, MachineError, UsageError, nearest
 from llm_finetune_kit.events import Evaluated, Event, Failed, Finished, Noted, Resumed, Stepped, Warned
-from llm_finetune_kit.files import remove
+from llm_finetune_kit.files import MANIFEST, remove
 from llm_finetune_kit.folder import EVENTS, RunFolder
 
 
@@ -30,9 +30,9 @@ class Standing:
     go_on: str  # the command that goes on with it or uses it
 
 
-def standing(run: RunFolder) -> Standing:
-    """Read off the log of a run, and off its lock, how it stands."""
-    told = run.replay()
+def standing(run: RunFolder, told: Sequence[Event] | None = None) -> Standing:
+    """Read off the log of a run, and off its lock, how it stands; `told` is its log where that was read already."""
+    told = run.replay() if told is None else told
     steps = [event for event in told if isinstance(event, Stepped)]
     losses = {event.step: event.loss for event in told if isinstance(event, Evaluated)}
     state, why = _state(run, told)
@@ -68,7 +68,7 @@ def _state(run: RunFolder, told: Sequence[Event]) -> tuple[str, str]:
         return "running", word.message if isinstance(word, Warned) and waits else run.holder
     ends = [event for event in told if isinstance(event, (Finished, Failed, Resumed, Stepped))]
     last = ends[-1] if ends else None
-    if run.finished and isinstance(last, Finished):
+    if isinstance(last, Finished) and (run.final / MANIFEST).is_file():
         return "finished", last.reason
     if isinstance(last, Failed) and not last.code.startswith("STOP"):
         return "failed", f"{last.code}: {last.problem}"

@@ -35,10 +35,10 @@ def page(report: dict[str, Any], samples: list[str] | None = None, xray_html: st
             report=report,
             tone=TONES.get(worst, "good") if worst != "note" else "good",
             findings=[
-                (found, KINDS[found["kind"]].title, TONES[found["severity"]], MEANING[found["severity"]], _share(found["share"]))
+                (found, KINDS[found["kind"]].title, TONES[found["severity"]], MEANING[found["severity"]], share(found["share"]))
                 for found in report["findings"]
             ],
-            tiles=_tiles(report),
+            tiles=tiles(report),
             scripts=_scripts(report["scripts"]),
             samples=samples or [],
             xray=Markup(xray_html),
@@ -46,28 +46,29 @@ def page(report: dict[str, Any], samples: list[str] | None = None, xray_html: st
     )
 
 
-def _share(share: float) -> str:
-    percent = 100 * share
+def share(part: float) -> str:
+    """A share from 0 to 1 in percent."""
+    percent = 100 * part
     return f"{percent:.0f} %" if percent >= 10 else f"{percent:.1f} %" if percent >= 0.1 else "under 0.1 %"
 
 
-def _tiles(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+def tiles(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     """The figures at the top: name, value, and one sentence for a learner."""
     left_out = sum(reason["count"] for reason in report["dropped"])
-    tiles = [("Rows", f"{report['rows']:,}", f"{left_out:,} left out." if left_out else "All of them can be used.")]
+    found = [("Rows", f"{report['rows']:,}", f"{left_out:,} left out." if left_out else "All of them can be used.")]
     length = report["lengths"].get("tokens")
     unit = "Tokens" if length else "Characters"
     length = length or report["lengths"]["characters"]
-    tiles.append((f"{unit} per example", f"{length['p50']:,}", f"in the middle; 95 % have at most {length['p95']:,}."))
+    found.append((f"{unit} per example", f"{length['p50']:,}", f"in the middle; 95 % have at most {length['p95']:,}."))
     cut = report["truncation"]
     if cut:
-        share = cut["learned_tokens_cut"] / max(1, cut["learned_tokens"])
-        tiles.append(
-            ("Answers cut off", _share(share) if share else "none", f"of what is to be learned, at {cut['max_length']:,} tokens.")
+        lost = cut["learned_tokens_cut"] / max(1, cut["learned_tokens"])
+        found.append(
+            ("Answers cut off", share(lost) if lost else "none", f"of what is to be learned, at {cut['max_length']:,} tokens.")
         )
-    serious = sum(found["severity"] != "note" for found in report["findings"])
-    tiles.append(("To look at", f"{serious}", f"and {len(report['findings']) - serious} remarks."))
-    return tiles
+    serious = sum(one["severity"] != "note" for one in report["findings"])
+    found.append(("To look at", f"{serious}", f"and {len(report['findings']) - serious} remarks."))
+    return found
 
 
 def _scripts(scripts: dict[str, int]) -> list[tuple[str, int, float]]:
