@@ -142,8 +142,8 @@ def test_every_command_is_one_that_there_is(place: Path, monkeypatch: pytest.Mon
     for page, line in told:
         words = shlex.split(line)
         try:
-            if words[0] == "finetune":
-                check_finetune(words[1:])
+            if words[0] in ("finetune", "finetune-demo"):
+                check_finetune([*(["ui"] if words[0] == "finetune-demo" else []), *words[1:]])
             elif words[:2] == ["python", "main.py"]:
                 asked = script.parse(words[2:])
                 load_config(asked.config, asked.overrides)
