@@ -17,7 +17,7 @@ import pytest
 
 from conftest import DemoRun
 from faces import ROOT
-from llm_finetune_kit import api_evaluate, cli, cli_data, compare_models
+from llm_finetune_kit import cli, cli_data, compare_models
 from llm_finetune_kit.arguments import Parser, asked_config, file_and_config
 from llm_finetune_kit.config import demo_values
 from llm_finetune_kit.settings import load_config
@@ -174,9 +174,8 @@ def test_commands_that_need_nothing_are_run(
 
 @pytest.mark.parametrize("snippet", {one.text: one for one in fenced("python")}.values(), ids=lambda snippet: snippet.place)
 def test_a_python_snippet_runs(snippet: Snippet, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it stands, but for the number of steps, of rows at once, and of words in an answer."""
+    """As it stands, but for the number of steps and of rows at once."""
     monkeypatch.chdir(place)
-    monkeypatch.setattr(api_evaluate, "NEW_TOKENS", 8)
     text = re.sub(r"(max_steps|batch_size)=\d+", r"\1=2", snippet.text)
     code = compile(text, snippet.place, "exec")
     if "from openai import" not in text:  # that needs a server; tests/test_serving.py has one
