@@ -12,7 +12,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from markupsafe import Markup
 
 from llm_finetune_kit.data.quality.findings import KINDS
-from llm_finetune_kit.errors import KitError
+from llm_finetune_kit.errors import KitError, MachineError
 from llm_finetune_kit.report import words
 from llm_finetune_kit.report.figures import legible
 
@@ -60,11 +60,17 @@ def fault_in(said: str, name: str) -> KitError:
     found = list(SAID.finditer(said))
     if found:
         kind, number, problem, why, fix = found[-1].groups()
-        fault = KitError(int(number), problem.strip(), why=(why or "").strip(), fix=(fix or "").strip())
-        fault.kind = kind
-        return fault
+        return fault_of(f"{kind}-{number}", problem, why or "", fix or "")
     last = next((line for line in reversed(said.strip().split("\n")) if line.strip()), "it said nothing")
-    return KitError(2, f"{name} ended before it began", why=last, fix="try it in a terminal: finetune doctor")
+    return MachineError(53, f"{name} ended before it began", why=last, fix="look at this machine: finetune doctor")
+
+
+def fault_of(code: str, problem: str, why: str, fix: str) -> KitError:
+    """An error that was told elsewhere, with its code."""
+    kind, _, number = code.partition("-")
+    fault = KitError(int(number or "0"), problem.strip(), why=why.strip(), fix=fix.strip())
+    fault.kind = kind
+    return fault
 
 
 def count(number: float) -> str:
