@@ -76,7 +76,7 @@ def fault_of(code: str, problem: str, why: str, fix: str) -> KitError:
 def count(number: float) -> str:
     """1,100,048,384 as `1.1 B`, 4,492,032 as `4.5 M`."""
     for unit, scale in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= scale:
+        if number >= 0.9995 * scale:
             return f"{number / scale:.1f} {unit}" if number < 100 * scale else f"{number / scale:.0f} {unit}"
     return f"{number:.0f}"
 
@@ -153,8 +153,9 @@ def xray(found: Any) -> str:
     return piece("xray", Markup(found.fragment()), refused, found.verdict, found.warnings)
 
 
-def data_report(report: dict[str, Any]) -> str:
-    """The quality report: the figures, and each finding with what to do about it."""
+def data_report(checked: Any) -> str:
+    """The quality report: the format, the figures, and each finding with what to do about it."""
+    report = checked.report.to_dict()
     from llm_finetune_kit.report.data_page import MEANING, TONES, share, tiles
 
     findings = [
@@ -163,4 +164,5 @@ def data_report(report: dict[str, Any]) -> str:
     ]
     worst = report["findings"][0]["severity"] if report["findings"] else "note"
     tone = "good" if worst == "note" else TONES[worst]
-    return piece("data", report, findings, tiles(report), tone)
+    told = f"Read as {checked.format}: {checked.why_format}."
+    return piece("data", report, told, findings, tiles(report), tone)
