@@ -184,7 +184,8 @@ def test_an_upload_is_reported_and_its_mask_shown(page: Any, server: Server, tmp
     assert "uploads/grade-school.json" in page.inner_text("#upload-said")
     page.click("#check")
     page.wait_for_selector("#xray .xray")
-    assert "Data report" in page.inner_text("#data-report") and "Rows" in page.inner_text("#data-report")
+    told = page.inner_text("#data-report")
+    assert "Data report" in told and "Rows" in told and re.search("Read as [a-z-]+: found", told)
     assert page.locator("#xray .xray pre b").count() > 10  # learned tokens
     assert "gate lets it pass" in page.inner_text("#xray")
 

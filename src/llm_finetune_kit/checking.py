@@ -73,9 +73,11 @@ class Previewed:
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found in a data set, and with a model the X-ray of some examples."""
+    """What was found in a data set, its format and how that was told, and with a model the X-ray of some examples."""
 
     report: QualityReport
+    format: str
+    why_format: str
     previewed: Previewed | None = None
 
     def page(self) -> str:
@@ -106,17 +108,18 @@ def check(
     Raises DataError only for files that cannot be read at all.
     """
     source, formatted = understood(spec, config)
+    told = detect(source, config.data.format, config.data.columns)
     held_out = held_out_beside(spec) if held_out is None else held_out
     apart = understood(held_out, config) if held_out is not None else None
     if model is None or formatted.examples[0].rejected is not None:
-        return Checked(inspect_data(source, formatted, held_out=apart))
+        return Checked(inspect_data(source, formatted, held_out=apart), told.format.name, told.why)
     chat, limit = _tokenizer(model, config)
     tokens = encode(formatted.examples, chat, loss_on=config.data.loss_on, place=source.place)
     length = max_length or min(limit, int(tokens.lengths.max()))
     report = inspect_data(source, formatted, held_out=apart, tokens=tokens, max_length=length, chat=chat)
     texts, seed = formatted.examples[0].messages is None, config.training.seed
     shown = _previewed(tokens, chat, config.data, source.name, source.place, length, SHOWN, seed, texts=texts)
-    return Checked(report, shown)
+    return Checked(report, told.format.name, told.why, shown)
 
 
 def _tokenizer(model: str, config: RunConfig) -> tuple[Any, int]:

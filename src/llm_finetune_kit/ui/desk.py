@@ -105,7 +105,7 @@ class Desk:
         model = self.workspace.model(config.model.name) if config.model.name else None
         self.workspace.check(config.with_values({"model.name": model or "demo"}))
         found = check(data, config, held_out=config.data.eval_file, model=model, max_length=config.model.max_length)
-        return views.data_report(found.report.to_dict()), views.xray(found.previewed)
+        return views.data_report(found), views.xray(found.previewed)
 
     # --- training ------------------------------------------------------------------------------------------
 

@@ -88,7 +88,7 @@ def _control(path: str, field: Any) -> Control:
         )
     if lists == [str] and len(kinds) == 1:
         return Control(**look, kind="lines", value="", placeholder="one to a line")
-    return Control(**look, kind="text", value="", placeholder=_placeholder(field.default), long=str in kinds)
+    return Control(**look, kind="text", value="", placeholder=_placeholder(field.default, kinds), long=str in kinds)
 
 
 def _label(path: str) -> str:
@@ -98,8 +98,10 @@ def _label(path: str) -> str:
     return f"{section.replace('lora', 'LoRA')} {text}" if len(name) == 1 else text[0].upper() + text[1:]
 
 
-def _placeholder(default: Any) -> str:
-    return OPEN if default is None else f"{default:g}" if isinstance(default, float) else str(default)
+def _placeholder(default: Any, kinds: tuple[Any, ...]) -> str:
+    if default is None:
+        return "none" if any(get_origin(kind) is dict for kind in kinds) else OPEN
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def _kinds(annotation: Any) -> tuple[Any, ...]:

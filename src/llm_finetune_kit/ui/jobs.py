@@ -77,7 +77,7 @@ class Jobs:
         """Queue that a run goes on. Raises UsageError if there is none of that name, BusyError if it is at work."""
         run = self.workspace.run(name)
         if run.at_work:
-            raise BusyError(3, "this run is at work already", fix="watch it, or stop it first")
+            raise BusyError(1, "another process works in this run", why=run.holder, fix="watch it, or stop it first")
         with self._locked():
             digest = f"resume {name}"
             if not any(job.digest == digest and self._is_open(job) for job in self.all()):

@@ -164,12 +164,15 @@ class Page:
                         with gr.Accordion(SECTIONS.get(section, section.capitalize()), open=False):
                             self._controls([control.path for control in controls])
             with gr.Column(scale=3, min_width=300, elem_id="training-side"):
+                chosen = gr.HTML(views.piece("chosen", "", ""), elem_id="chosen")
                 with gr.Row():
                     plan = gr.Button("Show the plan", elem_id="plan", min_width=140)
                     start = gr.Button("Start training", variant="primary", elem_id="start", min_width=140)
                 planned = gr.HTML("", elem_id="planned")
                 started = gr.Textbox(visible="hidden", elem_id="started")
                 gr.HTML(LIVE, elem_id="live-box")
+        named = [self.controls["model.name"], self.controls["data.train_file"]]
+        gr.on([one.change for one in named], lambda *both: views.piece("chosen", *both), named, chosen, **QUIET)
         self._asks(plan, self._planned, planned, **HEAVY)
         self._asks(start, self._started, [planned, started], concurrency_limit=4, **PRIVATE)
         started.change(None, started, None, js="(name) => { window.kit.follow(name); }", **QUIET)

@@ -13,7 +13,7 @@ from llm_finetune_kit.report.curve import loss_svg
 from llm_finetune_kit.report.figures import Figures, figures, verdict
 from llm_finetune_kit.runs import Standing, standing
 from llm_finetune_kit.ui.jobs import Job, Jobs
-from llm_finetune_kit.ui.views import fault_in, hint, piece
+from llm_finetune_kit.ui.views import fault_in, fault_of, hint, piece
 from llm_finetune_kit.ui.watch import Watch, pace, stage
 from llm_finetune_kit.ui.workspace import Workspace
 
@@ -142,10 +142,7 @@ def _fault(ended: Finished | Failed | None, state: str, said: str) -> KitError |
         return fault_in(said, "the run")
     if not isinstance(ended, Failed) or state != "failed":
         return None
-    kind, _, number = ended.code.partition("-")
-    fault = KitError(int(number) if number.isdigit() else 0, ended.problem, fix=ended.fix)
-    fault.kind = kind
-    return fault
+    return fault_of(ended.code, ended.problem, "", ended.fix)
 
 
 def _tiles(found: Figures, told: list[Event], running: bool) -> list[tuple[str, str, str]]:

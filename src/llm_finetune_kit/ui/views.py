@@ -12,7 +12,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from markupsafe import Markup
 
 from llm_finetune_kit.data.quality.findings import KINDS
-from llm_finetune_kit.errors import KitError
+from llm_finetune_kit.errors import KitError, MachineError
 from llm_finetune_kit.report import words
 from llm_finetune_kit.report.figures import legible
 
@@ -60,17 +60,23 @@ def fault_in(said: str, name: str) -> KitError:
     found = list(SAID.finditer(said))
     if found:
         kind, number, problem, why, fix = found[-1].groups()
-        fault = KitError(int(number), problem.strip(), why=(why or "").strip(), fix=(fix or "").strip())
-        fault.kind = kind
-        return fault
+        return fault_of(f"{kind}-{number}", problem, why or "", fix or "")
     last = next((line for line in reversed(said.strip().split("\n")) if line.strip()), "it said nothing")
-    return KitError(2, f"{name} ended before it began", why=last, fix="try it in a terminal: finetune doctor")
+    return MachineError(53, f"{name} ended before it began", why=last, fix="look at this machine: finetune doctor")
+
+
+def fault_of(code: str, problem: str, why: str, fix: str) -> KitError:
+    """An error that was told elsewhere, with its code."""
+    kind, _, number = code.partition("-")
+    fault = KitError(int(number or "0"), problem.strip(), why=why.strip(), fix=fix.strip())
+    fault.kind = kind
+    return fault
 
 
 def count(number: float) -> str:
     """1,100,048,384 as `1.1 B`, 4,492,032 as `4.5 M`."""
     for unit, scale in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= scale:
+        if number >= 0.9995 * scale:
             return f"{number / scale:.1f} {unit}" if number < 100 * scale else f"{number / scale:.0f} {unit}"
     return f"{number:.0f}"
 
@@ -147,8 +153,9 @@ def xray(found: Any) -> str:
     return piece("xray", Markup(found.fragment()), refused, found.verdict, found.warnings)
 
 
-def data_report(report: dict[str, Any]) -> str:
-    """The quality report: the figures, and each finding with what to do about it."""
+def data_report(checked: Any) -> str:
+    """The quality report: the format, the figures, and each finding with what to do about it."""
+    report = checked.report.to_dict()
     from llm_finetune_kit.report.data_page import MEANING, TONES, share, tiles
 
     findings = [
@@ -157,4 +164,5 @@ def data_report(report: dict[str, Any]) -> str:
     ]
     worst = report["findings"][0]["severity"] if report["findings"] else "note"
     tone = "good" if worst == "note" else TONES[worst]
-    return piece("data", report, findings, tiles(report), tone)
+    told = f"Read as {checked.format}: {checked.why_format}."
+    return piece("data", report, told, findings, tiles(report), tone)
