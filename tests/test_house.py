@@ -52,6 +52,7 @@ FLOORS = {
         "cli_machine",
         "cli_runs",
         "cli_texts",
+        "cli_export",
         "cli_serve",
         "cli_ui",
         "trainers",

@@ -199,7 +199,8 @@ def _asking(
     tuned: Any, data: Any, prompts: list[str] | None, max_length: int | None, seed: int, questions: Any
 ) -> tuple[Callable[[Any], Any], Callable[[int], str]]:
     """How a model is asked, and what names a row: by prompts, by data, or by the held-out rows of the tuned one's run."""
-    from llm_finetune_kit.evaluation.perplexity import positions, rows_for
+    from llm_finetune_kit.evaluation.perplexity import rows_for
+    from llm_finetune_kit.generation import positions
 
     if prompts is not None:
         return lambda model: questions.asking(

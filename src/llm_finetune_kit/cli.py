@@ -32,6 +32,7 @@ COMMANDS = {
     **cli_evaluate.COMMANDS,
     "data": "check, preview or convert training data; look at the cache",
     "ui": "open the page in a browser",
+    "export": "merge an adapter into its base: a model for other programs",
     "serve": "answer over HTTP, in the form of OpenAI's chat API",
     "init": "write a config to begin with",
     "explain": "explain a setting or an error code",
@@ -50,6 +51,7 @@ ELSEWHERE = {
     "explain": "cli_explain",
     "chat": "cli_chat",
     "serve": "cli_serve",
+    "export": "cli_export",
     "ui": "cli_ui",
     "completion": "cli_completion",
 }

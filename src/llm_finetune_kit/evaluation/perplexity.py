@@ -15,6 +15,7 @@ from llm_finetune_kit.data.gate import gate
 from llm_finetune_kit.data.masks import Tokens
 from llm_finetune_kit.data.windows import windowed
 from llm_finetune_kit.evaluation.losses import TOKENS_PER_PASS, example_bytes
+from llm_finetune_kit.generation import positions
 from llm_finetune_kit.hardware import this_machine
 from llm_finetune_kit.models.adapters import without_adapter
 from llm_finetune_kit.opening import Opened, open_model
@@ -71,12 +72,6 @@ def rows_for(opened: Opened, read: prepare.Read, settings: DataSection, *, max_l
     settings = settings.model_copy(update={"on_bad_rows": "drop"})
     tokens, _, _ = gate(encoded.tokens, opened.chat, settings, read.name, length, place=encoded.place, limit=limit, **how)
     return Rows(tokens, encoded.place, len(encoded.tokens) - len(tokens))
-
-
-def positions(model: Any) -> int:
-    """The longest sequence that a model is made for."""
-    limit: int = getattr(model.config, "max_position_embeddings", 2048)
-    return limit
 
 
 def figures(objective: Objective, tokens: Tokens, chat: Any) -> dict[str, float]:

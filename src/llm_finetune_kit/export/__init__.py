@@ -1,0 +1,1 @@
+"""A result in the shape that other programs load."""
