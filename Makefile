@@ -4,7 +4,7 @@ VENV   ?= .venv
 JOBS   ?= 2
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench docs clean
 
 demo: $(READY)
 	$(VENV)/bin/finetune demo
@@ -16,6 +16,11 @@ check: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+docs: $(READY)
+	$(VENV)/bin/python scripts/docs_reference.py
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	@echo "open site/index.html"
 
 bench: $(READY) .bench/venv-trl/.ready
 	$(VENV)/bin/python benchmarks/first_light.py
@@ -32,4 +37,4 @@ $(READY): requirements.txt pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build dist outputs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site outputs .pytest_cache .mypy_cache .ruff_cache

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from llm_finetune_kit.hardware import share_the_machine
+
+if TYPE_CHECKING:
+    from llm_finetune_kit.events import Event
+    from llm_finetune_kit.run import Result
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for tests that it starts in the background
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -35,6 +42,32 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class DemoRun:
+    """`finetune demo`, done: the folder that holds `outputs/demo`, what it told, and how long it took."""
+
+    place: Path
+    result: Result
+    told: list[Event]
+    seconds: float
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
+    """One run for all tests that look at a finished one. Whoever changes its folder takes a copy."""
+    from llm_finetune_kit.config import RunConfig, demo_values
+    from llm_finetune_kit.run import run
+
+    place = tmp_path_factory.mktemp("demo")
+    told: list[Event] = []
+    values = demo_values() | {"output.output_dir": str(place / "outputs")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLM_FINETUNE_KIT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        started = time.perf_counter()
+        result = run(RunConfig().with_values(values), told.append)
+        return DemoRun(place, result, told, time.perf_counter() - started)
 
 
 @pytest.fixture(scope="session")

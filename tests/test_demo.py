@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm_finetune_kit.config import DataSection, RunConfig, demo_values
+from conftest import DemoRun
+from llm_finetune_kit.config import DataSection, RunConfig
 from llm_finetune_kit.data import prepare
 from llm_finetune_kit.evaluation.perplexity import measure
 from llm_finetune_kit.events import Evaluated, Event, Finished, Sampled
@@ -50,11 +51,9 @@ def test_the_embedded_model_is_small_and_says_where_it_comes_from() -> None:
     assert "bits per byte" in card and "CC BY-SA" in card
 
 
-def test_the_demo_learns_in_a_minute_and_leaves_a_whole_run_folder(tmp_path: Path) -> None:
-    told: list[Event] = []
-    started = time.perf_counter()
-    result = run(RunConfig().with_values(demo_values() | {"output.output_dir": str(tmp_path)}), told.append)
-    assert time.perf_counter() - started < 60
+def test_the_demo_learns_in_a_minute_and_leaves_a_whole_run_folder(demo_run: DemoRun) -> None:
+    told, result = demo_run.told, demo_run.result
+    assert demo_run.seconds < 60
     evaluations = [event for event in told if isinstance(event, Evaluated)]
     assert min(event.loss for event in evaluations[1:]) < 0.7 * evaluations[0].loss
     before, *_, after = [event.answer for event in told if isinstance(event, Sampled)]

@@ -750,3 +750,8 @@ def test_a_refusal_is_a_kit_error_that_a_face_can_print(tmp_path: Path) -> None:
     head, fix = str(error).splitlines()
     assert re.fullmatch(r"error\[CONFIG-\d{3}\] \S+cfg.yaml line 1: lora.r is 0, expected a whole number from 1 to 1,024", head)
     assert fix.startswith("  fix:  ")
+
+
+def test_changing_a_ready_value_needs_no_note() -> None:
+    config, notes = load_config(None, ["output.run_name=mine"], {"output.run_name": "demo"})
+    assert config.output.run_name == "mine" and notes == []

@@ -51,7 +51,7 @@ class _Draft:
         self.said[knob] = [*(self.said[knob] if again else ()), (path.rpartition(".")[2], value)]
         if where is not None and value != old:
             value = self._settled(knob, old, value, where, place) if again else value
-            if not again and place:
+            if not again and place and where:  # ready values stand nowhere: whoever changes them knows
                 self.notes.append(f"{knob} is {_shown(value)} from the {place}, not {_shown(old)} from {where}")
         self.values[knob], self.places[knob] = value, place
 
