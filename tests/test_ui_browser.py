@@ -26,6 +26,7 @@ import pytest
 
 from chromium import PROGRAM
 from conftest import SHARED
+from llm_finetune_kit.folder import RunFolder
 
 pytestmark = pytest.mark.skipif(
     PROGRAM is None and os.environ.get("CI") != "true", reason="no chromium is installed (apt-get install chromium)"
@@ -124,13 +125,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     found.start()
     yield found
     found.kill()
-    for run in found.folder.glob("outputs/*/.lock"):
-        held = re.match(r"process (\d+)", run.read_text())
-        if held and not (run.parent / "final").exists():
-            try:
-                os.kill(int(held[1]), signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+    for lock in found.folder.glob("outputs/*/.lock"):
+        held = re.match(r"process (\d+)", lock.read_text())
+        if held and RunFolder(lock.parent).at_work:
+            os.kill(int(held[1]), signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
