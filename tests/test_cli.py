@@ -53,7 +53,7 @@ def test_help_comes_at_once_and_loads_nothing_heavy(tmp_path: Path) -> None:
     for command in COMMANDS:
         assert f"  {command} " in tries[0].out
     for flag in FLAGS:
-        assert f"  {flag} " in tries[0].out
+        assert f"  {flag}" in tries[0].out
     assert max(map(len, tries[0].out.splitlines())) <= 120
 
 
