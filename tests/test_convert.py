@@ -202,7 +202,7 @@ def test_other_shapes_survive_files_too(tmp_path: Path, ending: str) -> None:
 
 
 @pytest.mark.parametrize("ending", [".csv", ".tsv"])
-def test_112_no_cell_of_a_table_is_a_formula_and_reading_it_gives_the_texts_back(tmp_path: Path, ending: str) -> None:
+def test_fault_112_no_cell_of_a_table_is_a_formula_and_reading_it_gives_the_texts_back(tmp_path: Path, ending: str) -> None:
     starts = ["=", "+", "-", "@", "\t", "\r", "\n", "'", "''", "'=", "''-", "a", "5", "-", "", " "]
     texts = [first + second + rest for first in starts for second in starts for rest in ("", "cmd|' /C calc'!A0", "1.5")]
     texts = [*dict.fromkeys(text for text in texts if text.strip()), *HARD]

@@ -101,20 +101,20 @@ def login(guard: Guard, token: str, client: str = "127.0.0.1") -> Answer:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "example.org", "", "[::]", "127.0.0.1.example.org"])
-def test_100_no_other_address_than_loopback_without_a_token(host: str) -> None:
+def test_fault_100_no_other_address_than_loopback_without_a_token(host: str) -> None:
     with pytest.raises(UsageError, match="no token is set"):
         Rules(host=host)
     assert TOKEN not in repr(Rules(host=host, token=TOKEN))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "[::1]", "127.0.0.2"])
-def test_100_loopback_needs_no_token(host: str) -> None:
+def test_fault_100_loopback_needs_no_token(host: str) -> None:
     Rules(host=host)
     with bound("127.0.0.1", 0) as listener:
         assert listener.getsockname()[0] == "127.0.0.1"
 
 
-def test_101_only_names_of_this_machine_are_answered() -> None:
+def test_fault_101_only_names_of_this_machine_are_answered() -> None:
     guard, inside = guarded()
     for host, good in HOSTS.items():
         assert ask(guard, headers={"host": host}).status == (200 if good else 421), host
@@ -123,7 +123,7 @@ def test_101_only_names_of_this_machine_are_answered() -> None:
     assert len(inside.reached) == sum(HOSTS.values())
 
 
-def test_101_a_server_for_others_answers_to_addresses_and_its_own_names() -> None:
+def test_fault_101_a_server_for_others_answers_to_addresses_and_its_own_names() -> None:
     guard, _ = guarded(host="0.0.0.0", token=TOKEN, names=("Models.Example",))
     for host, good in {"192.168.0.7:8000": True, "[fe80::1]": True, "models.example.": True, "evil.example": False}.items():
         assert ask(guard, headers={"host": host, **bearer(TOKEN)}).status == (200 if good else 421), host
@@ -131,7 +131,7 @@ def test_101_a_server_for_others_answers_to_addresses_and_its_own_names() -> Non
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "GET", "OPTIONS"])
-def test_102_other_sites_reach_nothing(method: str) -> None:
+def test_fault_102_other_sites_reach_nothing(method: str) -> None:
     guard, inside = guarded(browser=True)
     for headers in FOREIGN:
         assert ask(guard, method, "/run", headers, b"x").status == 403, headers
@@ -142,14 +142,14 @@ def test_102_other_sites_reach_nothing(method: str) -> None:
     assert ask(guard, kind="websocket", headers=own).status == 101
 
 
-def test_102_a_link_from_another_site_may_be_followed_but_sends_nothing() -> None:
+def test_fault_102_a_link_from_another_site_may_be_followed_but_sends_nothing() -> None:
     guard, _ = guarded(browser=True)
     link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
     assert ask(guard, "GET", "/", link).status == 200
     assert ask(guard, "POST", "/", link).status == 403
 
 
-def test_103_only_the_token_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_103_only_the_token_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     compared = []
     right = hmac.compare_digest
     monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append(a) or right(a, b))
@@ -173,7 +173,7 @@ def test_103_only_the_token_opens(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ask(guarded(token=TOKEN)[0], headers={"cookie": ours}).status == 401  # an API takes no cookie
 
 
-def test_103_tokens_that_can_be_guessed_are_refused(tmp_path: Path) -> None:
+def test_fault_103_tokens_that_can_be_guessed_are_refused(tmp_path: Path) -> None:
     for text in ("", "short", "with spaces in the middle", "ümläute-und-mehr-davon"):
         (tmp_path / "token").write_text(text, encoding="utf-8")
         with pytest.raises(UsageError) as caught:
@@ -185,7 +185,7 @@ def test_103_tokens_that_can_be_guessed_are_refused(tmp_path: Path) -> None:
     assert len(read_token(tmp_path / "token")) == 43
 
 
-def test_104_after_five_wrong_tokens_an_address_waits() -> None:
+def test_fault_104_after_five_wrong_tokens_an_address_waits() -> None:
     guard, inside = guarded(token=TOKEN, browser=True)
     now = [100.0]
     guard.lock.attempts = Attempts(lambda: now[0])
@@ -202,7 +202,7 @@ def test_104_after_five_wrong_tokens_an_address_waits() -> None:
     assert ask(guard, headers=bearer(TOKEN)).status == 200
 
 
-def test_104_an_attacker_with_many_addresses_is_one_network_and_fills_no_memory() -> None:
+def test_fault_104_an_attacker_with_many_addresses_is_one_network_and_fills_no_memory() -> None:
     attempts = Attempts(lambda: 0.0)
     for number in range(5):
         attempts.note_wrong(f"2001:db8:1:2:{number}::1")
@@ -213,7 +213,7 @@ def test_104_an_attacker_with_many_addresses_is_one_network_and_fills_no_memory(
     assert len(attempts._wrong) == REMEMBERED
 
 
-def test_105_the_cookie_is_out_of_reach_and_the_token_is_told_nowhere(caplog: pytest.LogCaptureFixture) -> None:
+def test_fault_105_the_cookie_is_out_of_reach_and_the_token_is_told_nowhere(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     guard, _ = guarded(token=TOKEN, browser=True)
     found = login(guard, TOKEN)
@@ -257,7 +257,7 @@ def raw(port: int, head: str, pieces: list[bytes], pause: float = 0.0) -> bytes:
     return found
 
 
-def test_108_bodies_are_cut_at_the_limit_and_slow_ones_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_108_bodies_are_cut_at_the_limit_and_slow_ones_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "GRACE", 0.4)
     monkeypatch.setattr(exchange, "LINGER", 0.5)
     guard, inside = guarded(max_body=1 << 20)
@@ -277,7 +277,7 @@ def test_108_bodies_are_cut_at_the_limit_and_slow_ones_given_up(monkeypatch: pyt
         assert b"server:" not in whole.lower() + endless.lower()
 
 
-def test_108_the_server_answers_others_while_clients_dawdle() -> None:
+def test_fault_108_the_server_answers_others_while_clients_dawdle() -> None:
     guard, _ = guarded()
     with running(lambda: on_a_port(guard)) as port:
         dawdling = [socket.create_connection(("127.0.0.1", port)) for _ in range(50)]
@@ -310,7 +310,7 @@ def test_an_answer_in_pieces_is_handed_on_as_it_comes() -> None:
     asyncio.run(work())
 
 
-def test_118_no_site_may_call_unless_it_is_named() -> None:
+def test_fault_118_no_site_may_call_unless_it_is_named() -> None:
     site = {"origin": "https://Tools.Example:443", "sec-fetch-site": "cross-site"}
     asks = {**site, "access-control-request-method": "POST"}
     closed = [ask(guarded()[0], "OPTIONS", "/", asks), ask(guarded()[0], "POST", "/", site), ask(guarded()[0])]
@@ -351,7 +351,7 @@ def every_kind_of_answer() -> dict[int, Answer]:
     return {one.status: one for one in answers}
 
 
-def test_120_no_answer_tells_what_runs_inside(caplog: pytest.LogCaptureFixture) -> None:
+def test_fault_120_no_answer_tells_what_runs_inside(caplog: pytest.LogCaptureFixture) -> None:
     answers = every_kind_of_answer()
     assert sorted(answers) == [200, 303, 401, 403, 404, 413, 421, 429, 500]
     for status, found in answers.items():
@@ -363,7 +363,7 @@ def test_120_no_answer_tells_what_runs_inside(caplog: pytest.LogCaptureFixture) 
     assert "ValueError: /secret/place" in caplog.text  # whoever runs the server is told
 
 
-def test_121_every_answer_carries_the_security_headers() -> None:
+def test_fault_121_every_answer_carries_the_security_headers() -> None:
     for status, found in every_kind_of_answer().items():
         assert found.headers["x-content-type-options"] == "nosniff", status
         assert found.headers["referrer-policy"] == "no-referrer"
@@ -398,7 +398,7 @@ Promise.all(tries).then(() => setTimeout(() => document.title = "done", 300));
 @pytest.mark.skipif(
     PROGRAM is None and os.environ.get("CI") != "true", reason="no chromium is installed (apt-get install chromium)"
 )
-def test_102_103_a_browser_signs_in_and_another_port_of_the_machine_cannot_use_that() -> None:
+def test_fault_102_103_a_browser_signs_in_and_another_port_of_the_machine_cannot_use_that() -> None:
     from playwright.sync_api import sync_playwright
 
     guard, inside = guarded(token=TOKEN, browser=True)

@@ -219,7 +219,7 @@ WRONG: dict[str, tuple[Any, int, str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_116_what_cannot_be_done_is_refused_in_openais_form(served: Served, case: str) -> None:
+def test_fault_116_what_cannot_be_done_is_refused_in_openais_form(served: Served, case: str) -> None:
     body, status, code = WRONG[case]
     before = len(served.heard)
     if isinstance(body, dict) and body:
@@ -234,7 +234,7 @@ def test_116_what_cannot_be_done_is_refused_in_openais_form(served: Served, case
     assert len(served.heard) == before
 
 
-def test_116_what_asks_for_nothing_may_stand_in_a_request(served: Served) -> None:
+def test_fault_116_what_asks_for_nothing_may_stand_in_a_request(served: Served) -> None:
     idle = {"n": 1, "stop": None, "logprobs": False, "tools": [], "presence_penalty": 0.0, "user": "me", "metadata": {"a": "b"}}
     talk = [
         {"role": "developer", "content": "Be short."},
@@ -252,7 +252,7 @@ def test_116_what_asks_for_nothing_may_stand_in_a_request(served: Served) -> Non
     assert texts[0] == texts[1]
 
 
-def test_117_whoever_leaves_stops_the_generation_and_memory_comes_back(served: Served) -> None:
+def test_fault_117_whoever_leaves_stops_the_generation_and_memory_comes_back(served: Served) -> None:
     long = GREEDY | {"max_tokens": 450, "temperature": 1.5, "stream": True}
 
     def leave(whole: bool) -> None:
@@ -280,7 +280,7 @@ def test_117_whoever_leaves_stops_the_generation_and_memory_comes_back(served: S
     assert served.post(GREEDY)[0] == 200
 
 
-def test_117_fifty_at_once_get_their_own_answers_and_those_beyond_the_line_are_told_when(served: Served) -> None:
+def test_fault_117_fifty_at_once_get_their_own_answers_and_those_beyond_the_line_are_told_when(served: Served) -> None:
     bodies = [GREEDY | {"model": ("base", "tuned")[number % 2], "max_tokens": 1 + number % 3} for number in range(6)]
     due = [served.post(body)[2]["choices"] for body in bodies]
     with ThreadPoolExecutor(MOST + 14) as crowd:
@@ -294,7 +294,7 @@ def test_117_fifty_at_once_get_their_own_answers_and_those_beyond_the_line_are_t
     assert all(int(headers["retry-after"]) >= 1 and tree["error"]["code"] == "line_full" for headers, tree in full)
 
 
-def test_102_120_121_every_route_is_behind_the_guard(served: Served) -> None:
+def test_fault_102_120_121_every_route_is_behind_the_guard(served: Served) -> None:
     before = len(served.heard)
     routes = [(route.path.replace("{model}", "base"), method) for route in served.api.app().routes for method in route.methods]
     assert {path for path, _ in routes} >= {"/v1/models", "/v1/models/base", "/v1/chat/completions", "/health"}
@@ -311,7 +311,7 @@ def test_102_120_121_every_route_is_behind_the_guard(served: Served) -> None:
     assert len(served.heard) == before
 
 
-def test_120_an_answer_that_fails_costs_only_itself(
+def test_fault_120_an_answer_that_fails_costs_only_itself(
     served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: Any) -> Any:
@@ -351,7 +351,7 @@ def train(folder: RunFolder, adapter: Path) -> None:
         time.sleep(0.2)
 
 
-def test_98_a_run_that_is_being_written_is_served_from_one_whole_state(tmp_path: Path, adapter: Path) -> None:
+def test_fault_98_a_run_that_is_being_written_is_served_from_one_whole_state(tmp_path: Path, adapter: Path) -> None:
     run = RunFolder.create(tmp_path, "run")
     (run.path / "events.jsonl").write_text("")
     writer = threading.Thread(target=train, args=(run, adapter))
@@ -371,7 +371,7 @@ def test_98_a_run_that_is_being_written_is_served_from_one_whole_state(tmp_path:
     assert seen == sorted(seen)
 
 
-def test_98_what_was_replaced_while_it_was_read_is_read_again(
+def test_fault_98_what_was_replaced_while_it_was_read_is_read_again(
     tmp_path: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "model"
