@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llm_finetune_kit.catalog import MODELS
 from llm_finetune_kit.config import DataSection, GenerationSection, RunConfig
 from llm_finetune_kit.settings import changed
 from llm_finetune_kit.trainers import PreparedDataset, as_knobs, loaded, spelled
+
+if TYPE_CHECKING:
+    from llm_finetune_kit.generation import Answer
 
 
 @dataclass(frozen=True)
@@ -173,12 +176,25 @@ def generate_all(
     dtype: str | None = None,
 ) -> list[str]:
     """The answers to many prompts, or to conversations that end with a question, computed together."""
+    return [one.text for one in answer_all(model, prompts, system=system, how=how, seed=seed, dtype=dtype)]
+
+
+def answer_all(
+    model: str,
+    prompts: Sequence[str | list[dict[str, Any]]],
+    *,
+    system: str | None = None,
+    how: GenerationSection | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+) -> list[Answer]:
+    """As `generate_all`, each answer with its length in tokens and whether it ended by itself."""
     from llm_finetune_kit.generation import answers
 
     opened = _open(model, dtype)
     ids = [_prompt_ids(opened, prompt, system) for prompt in prompts]
     with opened.objective.precision():
-        return [one.text for one in answers(opened.model, opened.chat, ids, how or GenerationSection(), seed=seed)]
+        return answers(opened.model, opened.chat, ids, how or GenerationSection(), seed=seed)
 
 
 def stream(
@@ -189,8 +205,9 @@ def stream(
     how: GenerationSection | None = None,
     seed: int = 0,
     dtype: str | None = None,
+    ended: Callable[[Answer], object] | None = None,
 ) -> Iterator[str]:
-    """The answer to one prompt in pieces, as they are made.
+    """The answer to one prompt in pieces, as they are made; `ended` is given the whole of it at its end.
 
     >>> "".join(stream("demo", "How are you?")) == generate("demo", "How are you?")
     True
@@ -199,7 +216,7 @@ def stream(
 
     opened = _open(model, dtype)
     asked = _prompt_ids(opened, prompt, system), how or GenerationSection()
-    return pieces(opened.model, opened.chat, *asked, seed=seed, precision=opened.objective.precision)
+    return pieces(opened.model, opened.chat, *asked, seed=seed, precision=opened.objective.precision, ended=ended)
 
 
 def _open(model: str, dtype: str | None) -> Any:

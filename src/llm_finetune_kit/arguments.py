@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from llm_finetune_kit.config import ALIASES, RunConfig, knobs
+from llm_finetune_kit.config import ALIASES, VALUES, RunConfig, knobs
 from llm_finetune_kit.errors import UsageError, nearest
 
 # Flags for the knobs people turn most; every other knob is set by `section.key=value`.
@@ -99,6 +99,7 @@ class Parser(argparse.ArgumentParser):
         """The values of all words; flags and other words may stand in any order."""
         self.usage = self._usage()
         options = [name for action in self._actions for name in action.option_strings]
+        words = self._with_other_spellings(words, options)
         for word in words:
             flag = word.partition("=")[0]
             if re.match(r"--\w", flag) and flag not in options:
@@ -113,6 +114,25 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             kind = "option" if unknown[0].startswith("-") else "word"
             raise UsageError(2, f"unexpected {kind} {unknown[0]}", fix=f"see `{self.prog} --help`")
+        return found
+
+    def _with_other_spellings(self, words: list[str], options: list[str]) -> list[str]:
+        """The words, with flags of other tools (`--lr X`) and, where data is read, of its settings as `knob=X`."""
+        if not any(action.dest == "words" for action in self._actions):
+            return words
+        found, left = [], list(words)
+        while left:
+            flag, equals, value = left.pop(0).partition("=")
+            name = flag.removeprefix("--").replace("-", "_")
+            knob = ALIASES.get(name) if "--config" in options else f"data.{name}"
+            if flag in options or not flag.startswith("--") or knob not in knobs():
+                found.append(flag + equals + value)
+                continue
+            if not equals:
+                value = _value_after(left, switch=True in VALUES.get(name, {}) or knobs()[knob].annotation is bool)
+            if not value:
+                raise UsageError(2, f"{flag} needs a value", fix=f"write {knob}=VALUE")
+            found.append(f"{name if '--config' in options else knob}={value}")
         return found
 
     def _usage(self) -> str:
@@ -138,6 +158,13 @@ class Parser(argparse.ArgumentParser):
         if knob is None or "words" not in places:
             return f"did you mean {near[0]}?" if near else f"see `{self.prog} --help`"
         return next((f"write {ours} VALUE" for ours, path in FLAGS.items() if path == knob), f"write {knob}=VALUE")
+
+
+def _value_after(words: list[str], *, switch: bool) -> str:
+    """Take the value of a flag off the words behind it; a switch needs none to be on."""
+    if words and not words[0].startswith("--") and (not switch or words[0].lower() in ("true", "false")):
+        return words.pop(0)
+    return "true" if switch else ""
 
 
 def _wrapped(paragraph: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from llm_finetune_kit.config import GenerationSection
 from llm_finetune_kit.errors import KitError, nearest
 
 NEW_TOKENS = 256  # of an answer in a talk
+LONGEST_WORD = 30  # letters that are waited for: what is longer is no word, or a script without spaces
 
 TEXT = """\
 talk with a model, answer by answer
@@ -65,6 +67,7 @@ class _Chat:
     def __init__(self, talk: Any) -> None:
         self.talk = talk
         self.live = sys.stdin.isatty() and sys.stdout.isatty()
+        self.warned = False  # that each side reads what the other one said
 
     def go_on(self) -> None:
         """Until /quit or the end of what is typed."""
@@ -109,12 +112,12 @@ class _Chat:
             print(f"{self.talk.answers}: ", end="", flush=True)
         pieces = self.talk.answer()
         try:
-            _print_pieces(pieces)
+            _print_pieces(pieces, len(f"{self.talk.answers}: ") if self.live else None)
             print("" if self.live else "\n", flush=True)
         except KeyboardInterrupt:
             if not self.live:
                 raise
-            _tell(" (stopped)")
+            _tell("\n(stopped)")
         finally:
             pieces.close()
 
@@ -141,21 +144,59 @@ class _Chat:
             _tell("(this model has one side only: there is no adapter to switch)")
             return
         self.talk.tuned = tuned
-        _tell(f"({'the tuned model' if tuned else 'the base, with the adapter switched off,'} answers from here on)")
+        who = "the tuned model" if tuned else "the base, with the adapter switched off,"
+        mixed = bool(self.talk.messages) and not self.warned
+        self.warned = self.warned or mixed
+        _tell(f"({who} answers from here on{'; it reads what the other side said as well, /reset forgets it' if mixed else ''})")
 
     def _who(self) -> str:
         sides = f" (tuned from {self.talk.opened.base.name})" if self.talk.opened.is_adapter else ""
         return f"{self.talk.opened.name}{sides} reads {self.talk.reads:,} tokens"
 
 
-def _print_pieces(pieces: Iterator[str]) -> None:
-    """Show an answer as it comes, without white space before and after it."""
+def _print_pieces(pieces: Iterator[str], column: int | None = None) -> None:
+    """Show an answer as it comes, without white space before and after it.
+
+    With the `column` of a terminal it begins at, a word is shown once it is whole, on the next line where it does not fit.
+    """
     held, begun = "", False
-    for piece in pieces:
-        held = held + piece if begun else (held + piece).lstrip()
-        if shown := held.rstrip():
-            print(shown, end="", flush=True)
-            held, begun = held[len(shown) :], True
+    try:
+        for piece in pieces:
+            held = held + piece if begun else (held + piece).lstrip()
+            shown = held.rstrip() if column is None else _whole_words(held)
+            if shown:
+                column = _print_words(shown, column)
+                held, begun = held[len(shown) :], True
+    finally:
+        _print_words(held.rstrip(), column)
+
+
+def _whole_words(text: str) -> str:
+    """What of a text can be shown: all but a last word that may go on, and the white space around it."""
+    last = re.search(r"\s*\S*$", text)
+    start = last.start() if last else 0
+    return text.rstrip() if len(text.rstrip()) - start > LONGEST_WORD else text[:start].rstrip()
+
+
+def _print_words(text: str, column: int | None) -> int | None:
+    """Print a text, which may begin with white space, from a column of the terminal on; returns where it ended."""
+    if column is None:
+        print(text, end="", flush=True)
+        return None
+    from rich.cells import cell_len
+
+    from llm_finetune_kit.terminal import width
+
+    columns = width()
+    for space, word in re.findall(r"(\s*)(\S*)", text):
+        _, newline, indent = space.rpartition("\n")
+        start = (0 if newline else column) + cell_len(indent.expandtabs(8))
+        if word and start and start + cell_len(word) > columns:
+            space, start = "\n", 0
+        print(space + word, end="", flush=True)
+        column = (start + cell_len(word) - 1) % columns + 1  # a full line is no empty one: the cursor waits at its end
+    sys.stdout.flush()
+    return column
 
 
 def _tell(text: str) -> None:
@@ -163,5 +204,5 @@ def _tell(text: str) -> None:
     if sys.stderr.isatty():
         from llm_finetune_kit.terminal import width
 
-        text = "\n".join(textwrap.fill(line, max(40, width(sys.stderr)), drop_whitespace=False) for line in text.split("\n"))
+        text = "\n".join(textwrap.fill(line, max(40, width(sys.stderr))) for line in text.split("\n"))
     print(text, file=sys.stderr, flush=True)

@@ -99,11 +99,15 @@ def _which_model(asked: argparse.Namespace) -> str:
 def checked_model(name: str) -> str:
     """The name of a model, a run or a folder; one that cannot be is told before torch is imported."""
     from llm_finetune_kit.models.locate import check_name
-    from llm_finetune_kit.runs import find_result
+    from llm_finetune_kit.runs import find_result, run_named
 
     found = find_result(name)
     if not found.is_dir():
         check_name(name)
+        if run := run_named(name):
+            print(f"note: {name} is the model of that name; the run is {run}", file=sys.stderr)
+    elif found.name.startswith("checkpoint-") and Path(name).name != found.name:
+        print(f"note: {name} is not finished: its {found.name} is used", file=sys.stderr)
     elif not Path(name).exists():
         print(f"note: {name} means {found}", file=sys.stderr)
     return name
@@ -131,11 +135,15 @@ def _generate(asked: argparse.Namespace) -> int:
     from llm_finetune_kit import api
 
     if asked.stream:
-        for piece in api.stream(model, asked.prompt, system=asked.system, how=how, seed=asked.seed, dtype=asked.dtype):
+        ends: list[Any] = []
+        asks = {"system": asked.system, "how": how, "seed": asked.seed, "dtype": asked.dtype, "ended": ends.append}
+        for piece in api.stream(model, asked.prompt, **asks):
             print(piece, end="", flush=True)
         print()
+        _tell_cut(ends)
         return 0
-    texts = api.generate_all(model, prompts, system=asked.system, how=how, seed=asked.seed, dtype=asked.dtype)
+    given = api.answer_all(model, prompts, system=asked.system, how=how, seed=asked.seed, dtype=asked.dtype)
+    texts = [one.text for one in given]
     if asked.json:
         for messages, text in zip(prompts, texts, strict=True):
             print(json.dumps({"prompt": messages[-1]["content"], "answer": text}, ensure_ascii=False))
@@ -143,7 +151,17 @@ def _generate(asked: argparse.Namespace) -> int:
         print(texts[0])
     else:
         _print_answers(prompts, texts)
+    _tell_cut(given)
     return 0
+
+
+def _tell_cut(given: Sequence[Any]) -> None:
+    """Say below the answers that some did not come to their end; `given` are of `generation.Answer`."""
+    sys.stdout.flush()
+    cut = [one.tokens for one in given if not one.stopped]
+    if cut:
+        which = "" if len(given) == 1 else f"{len(cut)} of {len(given)} answers: "
+        print(f"note: {which}... (cut at {max(cut)} tokens; --max-new-tokens allows more)", file=sys.stderr)
 
 
 def _print_answers(asked: list[list[dict[str, Any]]], texts: list[str]) -> None:

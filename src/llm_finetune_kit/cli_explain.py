@@ -13,7 +13,7 @@ from llm_finetune_kit.error_codes import KINDS, ErrorCode, error_codes
 from llm_finetune_kit.errors import UsageError, nearest
 from llm_finetune_kit.left_open import LEFT_OPEN
 from llm_finetune_kit.plain_yaml import dump_yaml
-from llm_finetune_kit.settings import expected
+from llm_finetune_kit.settings import QLORA, expected
 from llm_finetune_kit.starter import about
 
 TEXT = """\
@@ -87,7 +87,7 @@ def _paths(name: str, asked: str) -> list[str]:
     words = {path.rpartition(".")[2]: path for path in reversed(known)} | {path: path for path in known} | ALIASES | flags
     near = [*dict.fromkeys(words[word] for word in nearest(name, set(words), count=3))]
     hint = f"did you mean {' or '.join(near)}?" if near else "`finetune explain` lists the sections"
-    raise UsageError(31, f"there is no setting {asked}", fix=hint)
+    raise UsageError(31, f"there is no setting {asked}", fix=QLORA if name == "qlora" else hint)
 
 
 def _sections(section: type[Section] = RunConfig, prefix: str = "") -> dict[str, str]:

@@ -14,6 +14,7 @@ from llm_finetune_kit.folder import RunFolder
 from llm_finetune_kit.report.words import size
 from llm_finetune_kit.runs import Standing, find_run, remove_run, runs, standing
 
+ACTIONS = ("list", "show", "rm")
 ALL_DONE = "all steps done"  # the reason of a run that ended as planned
 
 RESUME = """\
@@ -29,7 +30,7 @@ list all runs and how they stand; show one, or remove it
 States, newest run first: running, finished, interrupted (it can go on), failed.
 
   finetune runs            all of them
-  finetune runs show RUN   one, with the command that goes on with it
+  finetune runs show RUN   one, with the command that goes on with it (or finetune runs RUN)
   finetune runs rm RUN ... delete runs and all they hold, after a question;
                            never one that is running
 """
@@ -107,13 +108,15 @@ def report_command(words: list[str]) -> int:
 def runs_command(words: list[str]) -> int:
     """`finetune runs [list | show RUN | rm RUN ...]`; returns the exit code."""
     parser = Parser(prog="finetune runs", description=RUNS, examples=LISTED, exits=(0, 2, 5, 7))
-    parser.add_argument("action", nargs="?", choices=["list", "show", "rm"], default="list")
+    parser.add_argument("action", nargs="?", metavar="|".join(ACTIONS), default="list", help="what to do (default list)")
     parser.add_argument("run", nargs="*", help="a run's folder or name")
     parser.add_argument("--output-dir", default="outputs", help="folder that holds the runs")
     parser.add_argument("--yes", "-y", action="store_true", help="remove without asking")
     parser.add_argument("--json", action="store_true", help="print JSON")
     asked = parser.parse_all(words)
     place = Path(asked.output_dir)
+    if asked.action not in ACTIONS:  # the name of a run alone
+        asked.action, asked.run = "show", [asked.action, *asked.run]
     if asked.action == "list":
         return _list([standing(run) for run in runs(place)], place, asked.json)
     if not asked.run:
@@ -156,8 +159,11 @@ def _list(found: list[Standing], place: Path, as_json: bool) -> int:
     if not found:
         show(f"{place} holds no runs; start one: finetune demo")
         return 0
-    heads = ("run", "state", "step", "held-out loss", "go on")
-    print_table(heads, [(one.name, _state(one), _steps(one), _losses(one), one.go_on) for one in found])
+    heads = ("run", "state", "step", "held-out loss")
+    print_table(heads, [(one.name, _state(one), _steps(one), _losses(one)) for one in found])
+    commands = [one.go_on for one in found if one.go_on]
+    if commands:  # below the table, where none is folded: they are there to be copied
+        print("\nto go on:\n" + "\n".join(f"  {command}" for command in commands), flush=True)
     return 0
 
 

@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llm_finetune_kit.catalog import short_name
 from llm_finetune_kit.errors import BusyError, MachineError, UsageError, nearest
 from llm_finetune_kit.events import Evaluated, Event, Failed, Finished, Noted, Resumed, Stepped, Warned
 from llm_finetune_kit.files import MANIFEST, remove
 from llm_finetune_kit.folder import EVENTS, RunFolder
+
+OUTPUTS = "outputs"  # where runs are looked for by their names alone
 
 
 @dataclass(frozen=True)
@@ -122,11 +125,13 @@ def find_run(name: str | None, output_dir: Path) -> RunFolder:
 
 def find_result(path: str) -> Path:
     """The model folder that a path means: itself, a run's `final/`, or `OUTPUTS/final` and `OUTPUTS/checkpoint-N`
-    of the newest run under OUTPUTS that has it.
+    of the newest run under OUTPUTS that has it. The name of a run alone means the run, where no model is called so.
 
     Raises UsageError naming what there is. Paths that are no part of any run come back as they are.
     """
     asked = Path(path)
+    if not asked.exists() and not short_name(path) and (named := run_named(path)):
+        asked, path = named, str(named)
     if (asked / EVENTS).is_file():
         run = RunFolder(asked)
         if run.finished:
@@ -144,6 +149,12 @@ def find_result(path: str) -> Path:
     held = [str(folder) for run in runs(asked.parent) for folder in (run.final, *run.checkpoints()) if folder.is_dir()]
     fix = f"there is {', '.join(held[:4])}" if held else "train first: finetune train --model demo --data sample:chat"
     raise UsageError(5, f"no run has a {asked.name}", where=str(asked.parent), fix=fix)
+
+
+def run_named(name: str) -> Path | None:
+    """The folder of the run under OUTPUTS that has this name, if one has."""
+    named = Path(OUTPUTS, name)
+    return named if named.name == name and (named / EVENTS).is_file() else None
 
 
 def remove_run(run: RunFolder) -> None:

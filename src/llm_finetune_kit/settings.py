@@ -19,6 +19,8 @@ from llm_finetune_kit.plain_yaml import read_value, read_yaml
 
 MOST_BYTES = 200_000  # a config file larger than this is a mistake or an attack
 COMMAND_LINE = "command line"
+QLORA = "QLoRA is method=lora on a base in 4 bits: model.quantization=nf4"
+NAMED_BY = {"model": "name", "data": "train_file"}  # the setting that a plain value in a section's place is meant for
 KNOBS = knobs()
 SECTIONS = {path[:end] for path in KNOBS for end, letter in enumerate(path) if letter == "."}
 
@@ -159,7 +161,8 @@ def _take_file(draft: _Draft, tree: dict[str, Any], lines: dict[str, int], name:
             _take_file(draft, value, lines, name, f"{path}.")
         elif value is not None:  # a section whose knobs are all commented out is empty
             problem = f"{path} is {_shown(value)}, expected a section with settings"
-            draft.faults.append(ConfigError(3, problem, where=place, fix=f"settings of {path}: {_members(path)}"))
+            example = f"write {path}: {{{NAMED_BY[path]}: {value}}}; " if path in NAMED_BY else ""
+            draft.faults.append(ConfigError(3, problem, where=place, fix=f"{example}settings of {path}: {_members(path)}"))
 
 
 def _take_override(draft: _Draft, text: str) -> None:
@@ -224,6 +227,8 @@ def _wrong_value(path: str, value: Any, kind: str, place: str) -> ConfigError:
     fix = f"correct or remove it; it means: {knob.description}"
     if str in _kinds(knob.annotation) and isinstance(value, (int, float)):
         fix = f'put it in quotes: {path.rpartition(".")[2]}: "{_shown(value)}"'
+    if path == "method" and str(value).lower() == "qlora":
+        fix = QLORA
     return ConfigError(number, f"{path} is {_shown(value)}, expected {expected(path)}", where=place, fix=fix)
 
 

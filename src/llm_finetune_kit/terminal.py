@@ -15,6 +15,7 @@ from typing import Any
 
 from llm_finetune_kit import events as said
 from llm_finetune_kit.report import compared, words
+from llm_finetune_kit.training.profile import WARM
 
 MOST_LINES, MOST_LETTERS = 8, 500  # of one sample answer; the report holds all of it
 WIDE = 120
@@ -89,6 +90,8 @@ def print_pairs(pairs: Sequence[tuple[str, str, str]]) -> None:
 def print_comparison(comparison: dict[str, Any]) -> None:
     """Base against tuned, a row per metric, and in sentences what it comes to."""
     print_table(compared.HEAD, compared.table(comparison))
+    if any(row["low"] is None and row["difference"] is not None for row in comparison["metrics"]):
+        show("–: no interval, as there are too few answers or too few of them differ (docs/evaluation.md)", style="dim")
     rows = comparison["rows"]
     show(f"answers to {rows['answered']:,} of {rows['of']:,} held-out prompts: {rows['why']}", style="dim")
     show_left_out(rows.get("left_out", 0))
@@ -190,6 +193,8 @@ class Terminal:
         pairs += _time_and_cost(plan, self.goes_on or 0)
         show(f"Plan for {plan['machine']}", style="bold")
         print_pairs(pairs)
+        if plan["config"]["training"]["profile"] and plan["steps"] <= WARM:
+            self.line(f"warning: nothing will be profiled: the first {WARM} steps are never watched\n  fix: take more steps")
 
     def _warned(self, event: said.Warned) -> None:
         self.line(f"warning: {event.message}" + (f"\n  fix: {event.fix}" if event.fix else ""))

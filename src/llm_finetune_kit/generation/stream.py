@@ -10,7 +10,7 @@ from typing import Any
 
 from llm_finetune_kit.config import GenerationSection
 from llm_finetune_kit.errors import UsageError
-from llm_finetune_kit.generation import Speed, continued, fitted, stop_ids
+from llm_finetune_kit.generation import Answer, Speed, continued, fitted, stop_ids
 from llm_finetune_kit.generation.clock import Clock
 from llm_finetune_kit.models.tokenizer import ChatTokenizer
 
@@ -26,11 +26,13 @@ def stream(
     seed: int = 0,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
     speed: Speed | None = None,
+    ended: Callable[[Answer], object] | None = None,
 ) -> Iterator[str]:
     """Pieces of the answer that `answer` gives whole (but for white space around it), as they are made.
 
-    The model works in a thread of its own, inside `precision`; whoever stops listening stops it. Raises UsageError
-    for beam search, which knows its answer only at the end.
+    The model works in a thread of its own, inside `precision`; whoever stops listening stops it. `speed` is
+    counted and `ended` is given the whole answer at its end. Raises UsageError for beam search, which knows its answer
+    only then.
     """
     if how.num_beams > 1:
         raise UsageError(12, "beam search cannot be streamed", where="num_beams", fix="set num_beams=1, or do not stream")
@@ -48,6 +50,8 @@ def stream(
                 done = continued(model, chat, prompt, how, seed=seed, clock=clock)
             if speed is not None:
                 speed.add(clock, len(prompt[0]), done[0].tokens - 1)
+            if ended is not None:
+                ended(done[0])
             said.put(None)
         except BaseException as error:  # told to the listener, in whose thread it can be handled
             said.put(error)
