@@ -168,9 +168,10 @@ def test_fault_022_a_run_that_would_learn_nothing_does_not_start(
         (["qwertz"], ["there is no command qwertz", "commands: train, demo, resume"]),
         (["--modle", "demo"], ["unknown option --modle", "did you mean --model?"]),
         (["--max_stepz=3"], ["unknown option --max-stepz", "did you mean --max-steps?"]),
-        (["--lr", "1e-4"], ["unknown option --lr", "write --learning-rate VALUE"]),
-        (["--lora-alpha", "8"], ["unknown option --lora-alpha", "write lora.alpha=VALUE"]),
-        (["--warmup-steps=8"], ["unknown option --warmup-steps", "write training.warmup_steps=VALUE"]),
+        (["--lr"], ["--lr needs a value", "write training.learning_rate=VALUE"]),
+        (["--threads=8"], ["unknown option --threads", "write training.threads=VALUE"]),
+        (["--model", "demo", "--lr=1e-3", "--learning-rate", "2e-3"], ["training.learning_rate is given twice"]),
+        (["--model", "demo", "--method", "qlora"], ["method is 'qlora'", "model.quantization=nf4"]),
         (["--data"], ["--data needs a value", "finetune train --help"]),
         (["generate", "demo"], ["--prompt is missing", 'finetune generate outputs/final --prompt "']),
         (["generate", "demo", "--promt", "x"], ["unknown option --promt", "did you mean --prompt?"]),
@@ -198,6 +199,17 @@ def test_a_wrong_word_is_told_with_the_right_one(
     assert len(ERROR.findall(err)) == 1 and "usage:" not in err
     for part in told:
         assert part in err
+
+
+def test_flags_of_other_tools_are_taken_and_their_names_told(capsys: pytest.CaptureFixture[str]) -> None:
+    from llm_finetune_kit.arguments import asked_config
+    from llm_finetune_kit.cli import _parser
+
+    words = ["--lr", "1e-3", "--warmup-steps=8", "--load-in-4bit", "--bf16", "true", "--per-device-train-batch-size", "2"]
+    config = asked_config(_parser("train").parse_all([*words, "model.name=demo"]))
+    assert (config.training.learning_rate, config.training.warmup_steps, config.training.batch_size) == (1e-3, 8, 2)
+    assert (config.model.name, config.model.quantization, config.model.dtype) == ("demo", "nf4", "bfloat16")
+    assert "note: lr is called training.learning_rate here" in capsys.readouterr().err
 
 
 def test_the_version_and_the_help_of_every_command_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -308,6 +320,7 @@ def test_a_run_answers_and_is_measured(
     monkeypatch.chdir(trained[0])
     for model in ("outputs/mine", "outputs/final", "outputs/checkpoint-4"):
         code, out, err = answer(capsys, "generate", model, "--prompt", "What are your hours?", "--max-new-tokens", "8")
+        err = re.sub(r"note: \.\.\. \(cut at 8 tokens.*\n", "", err)
         kept = f"outputs/mine/{Path(model).name}"
         assert code == 0 and out.strip()
         assert err == ("" if model == "outputs/mine" else f"note: {model} means {kept}\n")

@@ -275,7 +275,7 @@ def test_fault_037_a_value_that_cannot_be_is_told_with_what_can(tmp_path: Path, 
     assert error.problem.startswith(f"{knob} is ")
     assert words in error.problem
     assert error.where.endswith("line 3")
-    assert str(knobs()[knob].description) in error.fix or "quotes" in error.fix
+    assert str(knobs()[knob].description) in error.fix or "quotes" in error.fix or "nf4" in error.fix
 
 
 @pytest.mark.parametrize("value", ["3", "[1]", "true", "text"])
@@ -284,6 +284,10 @@ def test_fault_037_a_section_must_hold_settings(tmp_path: Path, value: str) -> N
     assert error.problem.startswith("training is ") and error.problem.endswith("expected a section with settings")
     assert error.where.endswith("line 3")
     assert "max_steps" in error.fix
+
+
+def test_a_name_in_the_place_of_a_section_is_told_where_it_belongs(tmp_path: Path) -> None:
+    assert "write model: {name: demo}" in refused(tmp_path, "model: demo\n").fix
 
 
 def test_a_section_whose_settings_are_all_commented_out_is_empty(tmp_path: Path) -> None:

@@ -25,12 +25,13 @@ from llm_finetune_kit import cli_explain, cli_runs
 from llm_finetune_kit.cli import COMMANDS, main
 from llm_finetune_kit.cli_completion import suggestions
 from llm_finetune_kit.cli_data import COMMANDS as DATA_COMMANDS
+from llm_finetune_kit.cli_evaluate import checked_model
 from llm_finetune_kit.config import ALIASES, GenerationSection, RunConfig, knobs
 from llm_finetune_kit.data.questions import questions
 from llm_finetune_kit.errors import DataError, Interrupted
 from llm_finetune_kit.events import Planned, Stepped
 from llm_finetune_kit.left_open import LEFT_OPEN
-from llm_finetune_kit.runs import Standing
+from llm_finetune_kit.runs import Standing, find_result
 from llm_finetune_kit.settings import load_config
 from llm_finetune_kit.terminal import Terminal
 from llm_finetune_kit.trainers import QuickTrainer
@@ -124,7 +125,13 @@ def test_explain_finds_a_knob_by_all_its_names(capsys: Any) -> None:
 
 @pytest.mark.parametrize(
     ("word", "hint"),
-    [("trainig.max_step", "training.max_steps"), ("lora_rnk", "lora.r"), ("DATA-999", "explain DATA"), ("qqqq", "sections")],
+    [
+        ("trainig.max_step", "training.max_steps"),
+        ("lora_rnk", "lora.r"),
+        ("DATA-999", "explain DATA"),
+        ("qqqq", "sections"),
+        ("qlora", "nf4"),
+    ],
 )
 def test_explain_says_what_may_have_been_meant(word: str, hint: str, capsys: Any) -> None:
     code, out, err = answer(capsys, "explain", word)
@@ -358,6 +365,31 @@ def test_the_list_of_runs_says_why_one_ended(capsys: Any) -> None:
     assert "(" not in capsys.readouterr().out
 
 
+def test_commands_that_go_on_are_never_folded(tuned: str, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("llm_finetune_kit.terminal.width", lambda stream=None: 40)
+    assert '\n  finetune generate outputs/mine --prompt "…"\n' in answer(capsys, "runs")[1]
+
+
+def test_a_run_is_known_by_its_name(tuned: str, place: Path, capsys: Any) -> None:
+    assert answer(capsys, "runs", "mine") == answer(capsys, "runs", "show", "mine")
+    assert "outputs/mine" in answer(capsys, "runs", "mine")[1]
+    code, out, err = answer(capsys, "generate", "mine", "--prompt", "Hi", "--max-new-tokens", "2")
+    assert code == 0 and "mine means outputs/mine/final" in err
+    assert "(cut at 2 tokens" in err and "cut at" not in out
+    stopped = Path("outputs/stopped-run")
+    shutil.copytree(tuned, stopped, ignore=shutil.ignore_patterns("final"))
+    (Path("outputs/demo")).symlink_to("stopped-run")
+    try:
+        assert checked_model("stopped-run") == "stopped-run"
+        assert "stopped-run is not finished: its checkpoint-2 is used" in capsys.readouterr().err
+        assert find_result("demo") == Path("demo"), "the name of a model wins"
+        assert checked_model("demo") == "demo"
+        assert "demo is the model of that name; the run is outputs/demo" in capsys.readouterr().err
+    finally:
+        Path("outputs/demo").unlink()
+        shutil.rmtree(stopped)
+
+
 # --- generate ----------------------------------------------------------------------------------------------
 
 
@@ -410,6 +442,9 @@ def test_several_answers_stand_apart(tmp_path: Path, capsys: Any) -> None:
     assert re.fullmatch(r"> Where\?\n.+?\n\n> Why\?\n.+?\n\n", out, re.DOTALL)
     rows = [json.loads(line) for line in answer(capsys, *words, "--json")[1].splitlines()]
     assert [row["prompt"] for row in rows] == ["Where?", "Why?"] and all(row["answer"] for row in rows)
+    words = ["generate", "demo", "--prompt", "Where?", "--max-new-tokens", "3"]
+    whole, streamed = answer(capsys, *words), answer(capsys, *words, "--stream")
+    assert whole[1] == streamed[1] and whole[2] == streamed[2] == "note: ... (cut at 3 tokens; --max-new-tokens allows more)\n"
 
 
 # --- chat --------------------------------------------------------------------------------------------------
@@ -481,10 +516,11 @@ def test_an_answer_that_is_stopped_counts_as_far_as_it_went(opened: Any) -> None
 
 
 def test_a_chat_works_through_a_pipe(tuned: str, capsys: Any, monkeypatch: Any) -> None:
-    typed = "Hello\n/base\nHello\n/sytem x\n/system Be brief.\n\n/reset\n//quit is text\n/quit\nnever said\n"
+    typed = "Hello\n/base\n/tuned\n/base\nHello\n/sytem x\n/system Be brief.\n\n/reset\n//quit is text\n/quit\nnever said\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
     code, out, err = answer(capsys, "chat", tuned, "--max-new-tokens", "3")
     assert code == 0 and len(re.findall(r".+?\n\n", out, re.DOTALL)) == 3
+    assert err.count("it reads what the other side said as well") == 1
     for words in ("the base, with the adapter switched off", "did you mean /system?", "Be brief.", "forgotten"):
         assert words in err
     monkeypatch.setattr(sys, "stdin", io.StringIO("/base\nHi\n"))
@@ -494,6 +530,19 @@ def test_a_chat_works_through_a_pipe(tuned: str, capsys: Any, monkeypatch: Any) 
     code, out, err = answer(capsys, "chat", "demo", "--num-beams", "2")
     assert code == 0 and "USAGE-012" in err and "Traceback" not in err
     assert answer(capsys, "chat", "gtp2")[0] == 4
+
+
+@pytest.mark.parametrize("size", [1, 3, 100], ids=lambda size: f"{size} letters at once")
+def test_words_of_a_talk_are_not_broken_at_the_edge(size: int, capsys: Any, monkeypatch: Any) -> None:
+    from llm_finetune_kit.cli_chat import _print_pieces
+
+    monkeypatch.setattr("llm_finetune_kit.terminal.width", lambda stream=None: 20)
+    text = "  She was very excited and wanted more.\n\n1. Once\n   twice, exactly to it"
+    _print_pieces(iter([text[start : start + size] for start in range(0, len(text), size)]), len("base: "))
+    lines = ("base: " + capsys.readouterr().out).split("\n")
+    assert lines == ["base: She was very", "excited and wanted", "more.", "", "1. Once", "   twice, exactly to", "it"]
+    _print_pieces(iter(["x" * 45, " y ", "字" * 40]), 0)
+    assert capsys.readouterr().out.replace("\n", "").replace(" ", "") == "x" * 45 + "y" + "字" * 40
 
 
 def test_a_chat_at_a_terminal_is_stopped_and_ended_by_its_keys(tuned: str, place: Path) -> None:

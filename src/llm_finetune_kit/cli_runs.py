@@ -30,7 +30,7 @@ list all runs and how they stand; show one, or remove it
 States, newest run first: running, finished, interrupted (it can go on), failed.
 
   finetune runs            all of them
-  finetune runs show RUN   one, with the command that goes on with it (or finetune runs RUN)
+  finetune runs [show] RUN one, with the command that goes on with it
   finetune runs rm RUN ... delete runs and all they hold, after a question;
                            never one that is running
 """
