@@ -171,7 +171,7 @@ def test_fault_022_a_run_that_would_learn_nothing_does_not_start(
         (["--modle", "demo"], ["unknown option --modle", "did you mean --model?"]),
         (["--max_stepz=3"], ["unknown option --max-stepz", "did you mean --max-steps?"]),
         (["--lr"], ["--lr needs a value", "write training.learning_rate=VALUE"]),
-        (["--threads=8"], ["unknown option --threads", "write training.threads=VALUE"]),
+        (["--on-bad-rows=stop"], ["unknown option --on-bad-rows", "write data.on_bad_rows=VALUE"]),
         (["--model", "demo", "--lr=1e-3", "--learning-rate", "2e-3"], ["training.learning_rate is given twice"]),
         (["--model", "demo", "--method", "qlora"], ["method is 'qlora'", "model.quantization=nf4"]),
         (["--data"], ["--data needs a value", "finetune train --help"]),
