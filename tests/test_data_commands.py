@@ -140,3 +140,9 @@ def test_the_cache_is_listed_and_cleared(flawed: Path, capsys: pytest.CaptureFix
     code, out, _ = run(capsys, "data", "cache", "clear")
     assert code == 0 and "removed" in out
     assert run(capsys, "data", "cache", "list")[1].startswith("0 entries")
+
+
+def test_settings_of_data_are_flags_too(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"q": "Where?", "b": "Here."}\n{"q": "Why?", "b": "So."}\n')
+    assert main(["data", "check", str(tmp_path / "rows.jsonl"), "--columns", "{prompt: q, response: b}"]) == 0
+    assert "good to train" in capsys.readouterr().out

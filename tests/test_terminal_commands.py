@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from llm_finetune_kit.events import Planned, Stepped
 from llm_finetune_kit.left_open import LEFT_OPEN
 from llm_finetune_kit.runs import Standing, find_result
 from llm_finetune_kit.settings import load_config
-from llm_finetune_kit.terminal import Terminal
+from llm_finetune_kit.terminal import Terminal, print_comparison
 from llm_finetune_kit.trainers import QuickTrainer
 
 SHORT = {"evaluation.generation.max_new_tokens": 4, "evaluation.prompts": ["Hi"], "evaluation.compare": False}
@@ -304,6 +305,32 @@ def test_a_plan_of_a_run_that_goes_on_tells_what_is_left(tuned: str, capsys: Any
         shown.append(capsys.readouterr().out)
     assert re.search(r"^time +about", shown[0], re.MULTILINE) and "1 of 2 steps are left" not in shown[0]
     assert re.search(r"^time left +about", shown[1], re.MULTILINE) and "1 of 2 steps are left" in shown[1]
+
+
+def test_a_run_too_short_to_be_profiled_is_told_with_its_plan(tuned: str, capsys: Any) -> None:
+    from llm_finetune_kit.folder import RunFolder
+
+    planned = next(event for event in RunFolder(Path(tuned)).replay() if isinstance(event, Planned))
+    plan = planned.plan | {
+        "config": planned.plan["config"] | {"training": planned.plan["config"]["training"] | {"profile": True}}
+    }
+    told = {}
+    for steps in (3, 4):
+        Terminal()(replace(planned, plan=plan | {"steps": steps}))
+        told[steps] = "nothing will be profiled" in capsys.readouterr().err
+    assert told == {3: True, 4: False}
+
+
+def test_a_missing_interval_is_explained_below_the_table(capsys: Any) -> None:
+    row = {"name": "rougeL", "label": "ROUGE-L", "base": 0.1, "tuned": 0.2, "difference": 0.1, "outcome": "none"}
+    rest = {
+        "rows": {"answered": 4, "of": 4, "why": "all"},
+        "sentence": "So it is.",
+        "general": row | {"low": 0, "high": 0, "sentence": ""},
+    }
+    for low, explained in ((None, True), (0.0, False)):
+        print_comparison(rest | {"metrics": [row | {"low": low, "high": low}]})
+        assert ("no interval, as there are too few answers" in capsys.readouterr().out) is explained
 
 
 def test_one_speed_is_shown(tuned: str, capsys: Any) -> None:
