@@ -312,6 +312,7 @@ def test_a_run_says_what_it_does_and_libraries_say_nothing(trained: tuple[Path, 
     ]
     assert any(re.fullmatch(r"step 4/4  epoch \d+\.\d\d  loss \d.*  lr .*  grad norm .* tokens/s", line) for line in lines)
     ours = (*starts, "note: ", "step ", "saved final/", "going back: ", "answering 3 sample prompts", "comparing base and tuned")
+    ours += ("warning: 4 of 4 answers were cut at 12 tokens", "  fix: set evaluation.generation.max_new_tokens=")
     assert [line for line in lines if not line.startswith(ours)] == []
     assert "\x1b" not in done.err and "\r" not in done.err
 
