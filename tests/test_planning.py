@@ -97,6 +97,8 @@ def test_rows_are_counted_and_tokens_estimated_where_the_tokenizer_is_out_of_rea
     assert "50 tokens on average, 70% of them" in planned(config.with_values({"model.max_length": 50}), on="T4")[1][0]
     mixed = config.with_values({"data.train_file": None, "data.mix": {str(file): 1, "sample:chat": 1}})
     assert "the data's 32 examples" in planned(mixed, on="T4")[1][0]
+    streamed = config.with_values({"data.streaming": True})
+    assert "the data's 95 examples of 100 tokens on average" in planned(streamed, on="T4")[1][0]
     # 2,500 tokens in 3 windows, of which one is held out
     assert "the data's 2 examples of 834" in planned(config.with_values({"data.train_file": str(texts)}), on="T4")[1][0]
 

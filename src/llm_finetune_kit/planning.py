@@ -121,37 +121,50 @@ class _Lengths:
 
 
 def _estimated(config: RunConfig, length: int) -> DataFacts | None:
-    """Counts of the data as a run would cut it to `length`; None where it is out of reach, or so large that it is streamed."""
-    settings = config.data
-    named = prepare.training_sets(settings)
-    if settings.streaming or any(streaming.is_large(spec) for spec in named):
-        return None
+    """Counts of the data as a run would cut it to `length`; None where the hub that has it is out of reach."""
+    first = next(iter(prepare.training_sets(config.data)))
+    stream = config.data.streaming if config.data.streaming is not None else streaming.is_large(first)
     try:
-        parts = [_lengths(spec, config, length) for spec in named]
-        apart = prepare.held_out_set(settings)
-        held_out = len(_lengths(apart, config, length).tokens) if apart is not None else None
+        parts, counts, held_out = _sampled(first, config, length) if stream else _read_whole(config, length)
     except MachineError as error:
         if error.number != 1:
             raise
         return None
-    shares = list(named.values()) if isinstance(named, dict) else [1.0] * len(named)
-    sizes = [len(part.tokens) for part in parts]
-    total = sum(counts_of(sizes, shares))
-    examples = min(total, settings.max_samples or total)
-    taken = [count * examples / total for count in counts_of(sizes, shares)]
-    if held_out is None:
-        held_out = min(round(apart_of(examples, settings.validation_split)), examples - 1)
-        examples -= held_out
-    kept = examples / sum(taken)
-    means = [(part.cut(length), kept * count) for part, count in zip(parts, taken, strict=True)]
+    cut = [part.cut(length) for part in parts]
     return DataFacts(
-        examples=examples,
+        examples=round(sum(counts)),
         held_out=held_out,
-        tokens=round(sum(part.tokens.mean() * count for part, count in means)),
-        target_tokens=round(sum(part.targets.mean() * count for part, count in means)),
+        tokens=round(sum(part.tokens.mean() * count for part, count in zip(cut, counts, strict=True))),
+        target_tokens=round(sum(part.targets.mean() * count for part, count in zip(cut, counts, strict=True))),
         longest=int(max(part.tokens.max() for part in parts)),
+        streamed=stream,
         estimated=True,
     )
+
+
+def _read_whole(config: RunConfig, length: int) -> tuple[list[_Lengths], list[float], int]:
+    """Every set, how many examples of each are trained on, and how many are held out."""
+    settings, named = config.data, prepare.training_sets(config.data)
+    parts = [_lengths(spec, config, length) for spec in named]
+    shares = list(named.values()) if isinstance(named, dict) else [1.0] * len(named)
+    counts = counts_of([len(part.tokens) for part in parts], shares)
+    total = sum(counts)
+    examples = min(total, settings.max_samples or total)
+    apart = prepare.held_out_set(settings)
+    if apart is not None:
+        return parts, [count * examples / total for count in counts], len(_lengths(apart, config, length).tokens)
+    held_out = min(round(apart_of(examples, settings.validation_split)), examples - 1)
+    return parts, [count * (examples - held_out) / total for count in counts], held_out
+
+
+def _sampled(path: str, config: RunConfig, length: int) -> tuple[list[_Lengths], list[float], int]:
+    """The same of a streamed file, whose sampled rows stand for all."""
+    settings, apart = config.data, prepare.held_out_set(config.data)
+    hold_out = apart is None and settings.validation_split != 0
+    found = streaming.survey(path, settings, config.training.seed, hold_out=hold_out)
+    sample = [row for _, row in found.sample]
+    held_out = len(_lengths(apart, config, length).tokens) if apart is not None else len(sample) if hold_out else 0
+    return [_lengths(sample, config, length)], [float(found.counts.sum())], held_out
 
 
 def _lengths(spec: Any, config: RunConfig, length: int) -> _Lengths:
