@@ -10,7 +10,8 @@ demo: $(READY)
 	$(VENV)/bin/finetune demo
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile -m "not alone"
+	$(VENV)/bin/python -m pytest -m alone
 
 check: $(READY)
 	$(VENV)/bin/ruff check .

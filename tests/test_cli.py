@@ -46,6 +46,7 @@ def answer(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, s
 # --- speed and imports -------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_help_comes_at_once_and_loads_nothing_heavy(tmp_path: Path) -> None:
     tries = [finetune(tmp_path, "--help", light=True) for _ in range(3)]
     assert all(done.code == 0 and done.err == "" for done in tries)
@@ -110,6 +111,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("fault", QUICK_FAULTS)
+@pytest.mark.alone
 def test_a_fault_is_told_within_a_second_and_without_torch(fault: str, faulty: Path) -> None:
     words, code, parts = QUICK_FAULTS[fault]
     tries = [finetune(faulty, *words, light=True) for _ in range(2)]

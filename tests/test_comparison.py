@@ -378,3 +378,21 @@ def test_a_comparison_that_fails_does_not_cost_the_run(tmp_path: Path, monkeypat
     assert result.folder.finished and result.comparison is None
     assert any(isinstance(event, Warned) and "no memory for the answers" in event.message for event in told)
     assert "OutOfMemoryError" in (result.folder.path / "debug.log").read_text()
+
+
+def test_answers_that_are_mostly_cut_are_told_where_the_references_are_longer() -> None:
+    from llm_finetune_kit.evaluation.asking import Prompt
+    from llm_finetune_kit.evaluation.end_of_run import cut_short
+    from llm_finetune_kit.generation import Answer
+    from llm_finetune_kit.models.locate import demo_folder
+    from llm_finetune_kit.models.tokenizer import load_tokenizer
+
+    chat = load_tokenizer(demo_folder())
+    long, short = (Prompt(0, [1], "q", text) for text in ("a long answer goes on " * 20, "short"))
+    cut, whole = Answer("x", 64, False), Answer("x", 3, True)
+    told = cut_short([cut, cut, whole], [long, long, short], chat, 64)
+    assert told is not None and "2 of 3 answers were cut at 64 tokens, and 2 references are longer" in told.message
+    asked_for = int(told.fix.split("max_new_tokens=")[1].split(",")[0])
+    assert asked_for % 64 == 0 and asked_for > len(chat.tokenizer(long.reference).input_ids)
+    assert cut_short([cut, whole, whole], [long, long, short], chat, 64) is None
+    assert cut_short([cut, cut, cut], [short, short, short], chat, 64) is None

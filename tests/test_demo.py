@@ -97,6 +97,7 @@ def test_real_models_learn_real_data_and_plain_peft_loads_the_result(shared: Pat
         torch.testing.assert_close(plain(input_ids=ids).logits, result.model.eval()(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.alone
 def test_all_alpaca_rows_become_tokens_in_20_seconds_and_2_from_the_cache(shared: Path) -> None:
     chat = load_tokenizer(demo_folder())
     settings, path = DataSection(), str(shared / "sft" / "alpaca_data.json.gz")

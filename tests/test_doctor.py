@@ -55,6 +55,7 @@ def a_library() -> bytes:
     return next(Path(safetensors.__file__).parent.glob("*.so")).read_bytes()
 
 
+@pytest.mark.alone
 def test_a_sound_machine_is_found_sound_without_torch_or_the_network(tmp_path: Path) -> None:
     with serving(Hub({})) as hub:
         done = start([sys.executable, "-c", EXAMINE, str(tmp_path / "out")], tmp_path, hub.environment)

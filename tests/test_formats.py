@@ -622,6 +622,7 @@ def test_fault_019_nothing_left_is_an_error() -> None:
         ("text/c4_demo.jsonl.gz", "text", 300, 0),
     ],
 )
+@pytest.mark.alone
 def test_real_files_are_recognised_and_used(name: str, shape: str, used: int, dropped: int) -> None:
     source = read_source(SHARED / name)
     detected = detect(source, None)

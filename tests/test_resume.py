@@ -474,6 +474,26 @@ def test_fault_087_a_run_can_be_made_longer(finished: bool, model: Path, broken_
     assert told["checkpoint"][0] == f"checkpoint-{STEPS + 6}"
 
 
+def test_a_run_that_is_to_end_sooner_says_what_that_does(broken_off: Any, tmp_path: Path) -> None:
+    folder, heard = broken_off(tmp_path), list[Event]()
+    resume(folder, heard.append, max_steps=STEPS - 1)
+    told = [event.message for event in heard if isinstance(event, Warned)]
+    assert any(f"ends at step {STEPS - 1} from here on, not {STEPS}" in message for message in told)
+
+
+def test_a_run_that_made_it_worse_says_so_without_a_comparison(tmp_path: Path) -> None:
+    heard = list[Event]()
+    rough = {
+        "training__learning_rate": 0.9,
+        "training__max_steps": 2,
+        "training__eval_steps": 2,
+        "training__tokens_per_pass": None,
+    }
+    config = asked(Path("demo"), tmp_path / "outputs", data__train_file="sample:chat", evaluation__compare=False, **rough)
+    run(config, heard.append)
+    assert any(isinstance(event, Warned) and "the tuned model is worse than the base" in event.message for event in heard)
+
+
 def test_a_constant_schedule_made_longer_is_the_longer_run(model: Path, tmp_path: Path) -> None:
     knobs = {"training__schedule": "constant", "training__warmup_steps": 0}
     longer = story(run(asked(model, tmp_path / "long" / "outputs", training__max_steps=STEPS + 3, **knobs)).folder)

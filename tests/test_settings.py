@@ -352,6 +352,7 @@ def test_fault_039_a_byte_order_mark_and_other_line_ends_change_nothing(tmp_path
     ],
     ids=lambda value: value[:24] if isinstance(value, str) else None,
 )
+@pytest.mark.alone
 def test_fault_040_yaml_that_could_do_harm_is_refused_at_once(
     tmp_path: Path, text: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,6 +90,10 @@ def config_to_go_on(folder: RunFolder, max_steps: int | None, changes: Sequence[
     now = _changed_as_allowed(began, changes, allowed, str(folder.path), listen)
     if max_steps is not None:
         now = changed(now, {"training.max_steps": max_steps})
+        steps = read_json(folder.path / "plan.json")["steps"]
+        if max_steps < steps:
+            told = f"the run ends at step {max_steps:,} from here on, not {steps:,}: its learning rate falls to its end sooner"
+            listen(Warned(told, f"to go on as planned, leave --max-steps out, or name {steps}"))
     return now.with_values(_stored_rows(folder))
 
 

@@ -11,7 +11,7 @@ from llm_finetune_kit.cli_evaluate import checked_model
 from llm_finetune_kit.errors import UsageError
 
 TEXT = """\
-merge an adapter into its base: a model folder for other programs
+merge an adapter into its base: a model for other programs
 
 The folder is in transformers' layout: safetensors, config, tokenizer with its chat template, and a card. It loads without
 PEFT, in vLLM, llama.cpp's converter and others. The base is taken in full precision, also where the adapter learned on a

@@ -233,6 +233,9 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, heard:
     if comparison is not None:
         save.renew_card(material, step)
     summary = _summary(folder, progress, step)
+    if comparison is None and summary.get("improvement", 0.0) < 0:
+        rose = f"the held-out loss rose from {summary['loss_before']:.3f} to {summary['loss_after']:.3f}"
+        say(Warned(f"{rose}: the tuned model is worse than the base", "lower training.learning_rate, or look at the data"))
     predicted = read_json(folder.path / "plan.json")
     summary["measured"] = compare(predicted, summary["peak_memory"], summary["tokens_per_second"])
     with suppress(OSError):  # the summary has it too

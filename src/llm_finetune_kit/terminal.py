@@ -277,7 +277,12 @@ class Terminal:
             show()
         speed, planned = summary["tokens_per_second"], (self.plan.get("time") or {}).get("tokens_per_second")
         took = f"{summary['tokens']:,} tokens in {words.duration(summary['seconds'])} of training ({speed:,.0f} tokens/s"
-        show(f"{event.reason}: {event.step:,} steps, {took}{f', planned {planned:,.0f}' if planned else ''})")
+        steps = f"{event.step:,} steps"
+        if event.reason == "no improvement":
+            steps = (
+                f"stopped early at {event.step:,} of {self.plan.get('steps', event.step):,} (training.early_stopping_patience)"
+            )
+        show(f"{event.reason}: {steps}, {took}{f', planned {planned:,.0f}' if planned else ''})")
         peak = summary.get("measured", {}).get("peak_memory", {})
         if peak.get("predicted"):
             show(f"peak memory {words.size(peak['measured'])}, planned {words.size(peak['predicted'])}")

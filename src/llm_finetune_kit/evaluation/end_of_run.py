@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from llm_finetune_kit.errors import KitError
-from llm_finetune_kit.evaluation.asking import ALL, how_many
+from llm_finetune_kit.evaluation.asking import ALL, Prompt, how_many
 from llm_finetune_kit.evaluation.comparison import Row, compared
 from llm_finetune_kit.evaluation.metrics import chosen
 from llm_finetune_kit.evaluation.sides import Questions, side
 from llm_finetune_kit.events import Compared, Listen, Stage, Warned
+from llm_finetune_kit.generation import Answer
 from llm_finetune_kit.material import Material
 from llm_finetune_kit.models.adapters import without_adapter
 from llm_finetune_kit.models.loading import DTYPES, load_base
@@ -68,10 +71,26 @@ def _compare(objective: Any, material: Material, step: int, say: Listen) -> Row:
         seed=seed,
     )
     say(Compared(step, found))
+    if prompts and (cut := cut_short(after.answers, prompts, material.chat, how.max_new_tokens)):
+        say(cut)
     drift = found["general"]
     if drift["outcome"] == "worse" and drift["relative"] >= FORGOTTEN:
         say(Warned(drift["sentence"], "train for fewer steps or with a lower learning rate, or mix in general rows (data.mix)"))
     return found
+
+
+def cut_short(answers: list[Answer], prompts: list[Prompt], chat: Any, limit: int) -> Warned | None:
+    """A warning where most answers were cut at `limit` tokens while many of the references are longer than that."""
+    ended = sum(one.stopped for one in answers)
+    wanted = np.array([len(chat.tokenizer(prompt.reference).input_ids) for prompt in prompts])
+    longer = int((wanted > limit).sum())
+    if 2 * ended >= len(answers) or 4 * longer <= len(prompts):
+        return None
+    enough = 64 * int(np.ceil(np.quantile(wanted, 0.95) / 64))
+    problem = f"{len(answers) - ended} of {len(answers)} answers were cut at {limit} tokens, and {longer} references are longer"
+    why = "what is measured of answers is measured of their beginnings"
+    fix = f"set evaluation.generation.max_new_tokens={enough}, or compare again: finetune compare RUN --max-new-tokens {enough}"
+    return Warned(f"{problem}: {why}", fix)
 
 
 def _no_base(objective: Any, material: Material) -> str:

@@ -52,7 +52,7 @@ def optimizers_on(device: str) -> tuple[str, ...]:
 def refuse_optimizer(kind: str | None, device: str) -> None:
     """Raise MachineError for an optimizer that was asked for and does not run on a device."""
     if kind is not None and kind not in optimizers_on(device):
-        fix = f"choose one of {', '.join(optimizers_on(device))}, or leave it out"
+        fix = f"choose one of {', '.join(optimizers_on(device))}, or leave it out; to plan for another machine: --on T4"
         raise MachineError(60, f"the optimizer {kind} does not run on {device}", where="training.optimizer", fix=fix)
 
 
