@@ -60,6 +60,22 @@ def test_a_fixed_copy_is_clean_and_the_original_untouched(flawed: Path, capsys: 
     assert not {one["kind"] for one in json.loads(out)["findings"]} & {"exact_duplicates", "empty_answers", "faulty_rows"}
 
 
+def test_a_line_that_cannot_be_read_is_an_error_and_the_copy_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    half, clean = write(tmp_path / "half.jsonl", ROWS), tmp_path / "clean.jsonl"
+    lines = half.read_text(encoding="utf-8").splitlines()
+    half.write_text("\n".join([*lines[:10], lines[10][:20], *lines[11:]]), encoding="utf-8")
+    code, out, _ = run(capsys, "data", "check", half)
+    assert code == 3 and "unreadable lines: line 11" in out and "30, of which 29 become examples" in out
+    assert "read as" in out and "prompt-response: found prompt + response" in out
+    assert out.splitlines()[-1] == "cannot be trained as it is: 1 thing to correct first"
+    assert run(capsys, "data", "preview", half, "--model", "demo")[0] == 3, "training would stop too"
+    found = json.loads(run(capsys, "data", "check", half, "--json")[1])
+    assert found["format"] == "prompt-response" and found["dropped"][0]["places"] == [f"{half} line 11"]
+    code, out, _ = run(capsys, "data", "check", half, "--fix", "--out", clean)
+    assert code == 0 and "1  unreadable" in out and "half.jsonl line 11: broken JSON" in out and "29 of 30 rows" in out
+    assert "line 11" in run(capsys, "data", "convert", half, "--to", "messages", "--out", tmp_path / "talks.jsonl")[2]
+
+
 def test_leakage_into_the_eval_set_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train, apart = (
         write(tmp_path / "train.jsonl", ROWS),

@@ -279,6 +279,24 @@ def test_too_much_cut_is_refused_and_a_little_is_told() -> None:
     assert facts.open_ended == 1  # by the cut, which is allowed and told
 
 
+def test_examples_with_cut_answers_are_left_out_where_that_is_asked_for() -> None:
+    chat = chat_of("trl/llama3")
+    long_answer = talk("why?", "because " * 60)
+    tokens, facts, warnings = gated(chat, SHORT, long_answer, max_length=40, on_bad_rows="drop")
+    assert tokens.rows.tolist() == [0] and facts.examples == 1
+    assert warnings == ["1 of 2 examples are left out: their answers go on beyond max_length 40"]
+    whole = encoded(chat, SHORT, long_answer)
+    for limit, told in ((40, "choose a model that reads more than 40 tokens"), (50, "raise model.max_length to at most 50")):
+        with pytest.raises(DataError) as caught:
+            gate(whole, chat, DataSection(), "rows", 40, limit=limit)
+        assert told in str(caught.value.fix) and "the 1 of 2 examples" in str(caught.value.fix)
+    dropping = DataSection(on_bad_rows="drop")
+    with pytest.raises(DataError) as caught:
+        gate(whole, chat, dropping, "rows", 40, may_leave_out=False)
+    assert caught.value.code == "DATA-134" and "on_bad_rows" not in str(caught.value.fix)
+    assert refused(chat, long_answer, max_length=40, on_bad_rows="drop").code == "DATA-134"
+
+
 def test_nothing_is_cut_that_fits() -> None:
     chat = chat_of("trl/llama3")
     tokens = encoded(chat, SHORT, LONG)

@@ -354,3 +354,8 @@ def test_what_is_asked_of_the_model_does_not_depend_on_how_busy_the_machine_is()
     often = plan("gpt2", evaluation__sample_steps=1)
     assert often.time["answers"] > 5 * told.time["answers"]
     assert plan("gpt2", evaluation__compare=False).config.evaluation.rows is None
+
+
+def test_the_length_is_never_below_the_knobs_own_minimum() -> None:
+    data = DataFacts(examples=10, held_out=0, tokens=70, target_tokens=20, longest=7)
+    assert make_plan(RunConfig(), machine_named("T4"), facts_by_name("tinyllama"), data).config.model.max_length == 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +55,7 @@ def test_a_plan_fetches_no_weights(hub: Hub, tmp_path: Path) -> None:
 
 def test_a_gated_model_of_the_catalog_is_planned_all_the_same(hub: Hub, tmp_path: Path) -> None:
     done, _ = ask(hub, tmp_path, "plan", "--model", "llama-3.2-1b", "--data", "sample:chat")
-    assert "is gated, so its tokens cannot be counted: reckoned with 1,000 examples" in " ".join(done.err.split())
+    assert "is gated, so its tokens cannot be counted: reckoned with the data's 16 examples" in " ".join(done.err.split())
 
 
 def planned(config: RunConfig, **how: Any) -> tuple[Plan, list[str]]:
@@ -65,19 +66,45 @@ def planned(config: RunConfig, **how: Any) -> tuple[Plan, list[str]]:
 
 @pytest.mark.parametrize("name", ["mistral_7b", "llama3_8b", "tinyllama_lora", "llama_7b_dialogue", "llama_13b_dialogue", "gpt2"])
 def test_shipped_configs_are_planned_where_the_hub_is_out_of_reach(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def out_of_reach(*_: Any, **__: Any) -> None:
-        raise MachineError(1, "the data is not on this machine and the hub cannot be reached")
-
-    monkeypatch.setattr("llm_finetune_kit.planning.prepare_run", out_of_reach)
+    monkeypatch.setattr("llm_finetune_kit.data.prepare.read_source", _out_of_reach)
     config, _ = load_config(ROOT / f"configs/{name}.yaml")
     plan, notes = planned(config, on="A100-80")
     examples = f"{config.data.max_samples or 1000:,} examples"
-    assert notes[0].startswith("the data is not on this machine") and f"reckoned with {examples}" in notes[0]
+    assert "the hub cannot be reached" in notes[0] and f"reckoned with {examples}" in notes[0]
     assert plan.steps == (config.training.max_steps or plan.steps) and plan.fits
     with pytest.raises(MachineError, match="cannot be reached"):
         planned(config, probed=True)
     with pytest.raises(MachineError, match="cannot be reached"):
         planned(config.with_values({"model.name": "nobody/nothing"}))
+
+
+def test_rows_are_counted_and_tokens_estimated_where_the_tokenizer_is_out_of_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("llm_finetune_kit.material.locate", _out_of_reach)
+    rows = [{"prompt": f"{index:>60}", "response": "b" * 339} for index in range(100)]  # with the line end between: 400
+    file, texts = tmp_path / "rows.jsonl", tmp_path / "texts.txt"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    texts.write_text("c" * 10_000 + "\n", encoding="utf-8")
+    config = RunConfig().with_values({"model.name": "tinyllama", "data.train_file": str(file)})
+    plan, notes = planned(config, on="T4")
+    assert plan.steps == 15, "3 epochs of 80 of the 100 rows, 16 to a step"
+    assert "the data's 80 examples of 100 tokens on average, 85% of them learned, the longest of 100" in notes[0]
+    assert "estimated from characters" in notes[0]
+    (length,) = [choice for choice in plan.choices if choice.knob == "model.max_length"]
+    assert length.value == 100 and "estimated" in length.reason and "nothing is cut" not in length.reason
+    assert "50 tokens on average, 70% of them" in planned(config.with_values({"model.max_length": 50}), on="T4")[1][0]
+    mixed = config.with_values({"data.train_file": None, "data.mix": {str(file): 1, "sample:chat": 1}})
+    assert "the data's 32 examples" in planned(mixed, on="T4")[1][0]
+    streamed = config.with_values({"data.streaming": True})
+    assert "the data's 95 examples of 100 tokens on average" in planned(streamed, on="T4")[1][0]
+    # 2,500 tokens in 3 windows, of which one is held out
+    assert "the data's 2 examples of 834" in planned(config.with_values({"data.train_file": str(texts)}), on="T4")[1][0]
+
+
+def _out_of_reach(*_: Any, **__: Any) -> None:
+    raise MachineError(1, "it is not on this machine and the hub cannot be reached")
 
 
 def test_a_config_is_planned_without_any_network(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def get_dataset_stats(
     from llm_finetune_kit.checking import check
 
     held_out = loaded(eval_dataset)
-    return check(loaded(dataset), RunConfig(), held_out=held_out, model=model, max_length=max_length).report.to_dict()
+    return check(loaded(dataset), RunConfig(), held_out=held_out, model=model, max_length=max_length).to_dict()
 
 
 def prepare_dataset(dataset: Any, tokenizer: Any, *, loss_on: str = "answers") -> PreparedDataset:

@@ -80,11 +80,17 @@ class Checked:
     why_format: str
     previewed: Previewed | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values, with the format and how it was told."""
+        return self.report.to_dict() | {"format": self.format, "why_format": self.why_format}
+
     def page(self) -> str:
         """The same as one HTML page."""
         from llm_finetune_kit.report.data_page import page
 
-        return page(self.report.to_dict(), xray_html=self.previewed.fragment() if self.previewed else "")
+        report = self.report.to_dict()
+        told = f"{name(self.report.name)} is read as {self.format}: {self.why_format}"
+        return page(report | {"notes": [told, *report["notes"]]}, xray_html=self.previewed.fragment() if self.previewed else "")
 
 
 def understood(spec: Any, config: RunConfig) -> tuple[Source, Formatted]:
@@ -118,7 +124,7 @@ def check(
     length = max_length or min(limit, int(tokens.lengths.max()))
     report = inspect_data(source, formatted, held_out=apart, tokens=tokens, max_length=length, chat=chat)
     texts, seed = formatted.examples[0].messages is None, config.training.seed
-    shown = _previewed(tokens, chat, config.data, source.name, source.place, length, SHOWN, seed, texts=texts)
+    shown = _previewed(tokens, chat, config.data, source.name, source.place, length, SHOWN, seed, texts=texts, limit=limit)
     return Checked(report, told.format.name, told.why, shown)
 
 
@@ -147,19 +153,18 @@ def preview(spec: Any, config: RunConfig, *, model: str, max_length: int | None 
     chat, limit = _tokenizer(model, config)
     data = prepare.tokenize(read, settings, chat, chat.fingerprint(), seed)
     length = max_length or min(limit, int(data.tokens.lengths.max()))
-    return _previewed(
-        data.tokens, chat, settings, read.name, data.place, length, count, seed, texts=data.report["format"] == "text"
-    )
+    texts = data.report["format"] == "text"
+    return _previewed(data.tokens, chat, settings, read.name, data.place, length, count, seed, texts=texts, limit=limit)
 
 
 def _previewed(
     tokens: Any, chat: Any, settings: DataSection, source: str, place: Callable[[int], str], length: int, count: int, seed: int,
-    *, texts: bool,
+    *, texts: bool, limit: int,
 ) -> Previewed:  # fmt: skip
     chosen = np.random.Generator(np.random.PCG64(seed)).permutation(len(tokens))[:count]
     refused, warnings = "", list[str]()
     try:
-        _, _, warnings = gate(tokens, chat, settings, source, length, place=place, texts=texts)
+        _, _, warnings = gate(tokens, chat, settings, source, length, place=place, texts=texts, limit=limit)
     except DataError as error:
         refused = str(error)
     examples = xray(tokens, length, chat, [int(index) for index in chosen])
@@ -187,6 +192,7 @@ def converted(spec: Any, config: RunConfig, *, to: str, out: Path, overwrite: bo
     notes = [
         *prepare.limited(source),
         *source.notes,
+        *prepare.broken_in_words(source),
         *formatted.warnings,
         *(f"{count:,} rows: they {what}" for what, count in lost.items()),
     ]

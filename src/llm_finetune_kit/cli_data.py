@@ -89,18 +89,19 @@ def _check(asked: argparse.Namespace) -> int:
     if asked.html:
         _write_page(asked.html, found.page())
     if asked.json:
-        print(json.dumps(found.report.to_dict(), indent=2, ensure_ascii=False))
+        print(json.dumps(found.to_dict(), indent=2, ensure_ascii=False))
     else:
-        _show_check(found.report)
+        _show_check(found)
     return DataError.exit_code if any(one.severity == "error" for one in found.report.findings) else 0
 
 
-def _show_check(report: Any) -> None:
+def _show_check(found: Any) -> None:
     from llm_finetune_kit.data.quality import table
     from llm_finetune_kit.terminal import print_table, show
 
+    report = found.report
     facts, findings = table(report)
-    print_table(("", ""), facts)
+    print_table(("", ""), [*facts[:1], ("read as", f"{found.format}: {found.why_format}"), *facts[1:]])
     show()
     if findings:
         print_table(("", "finding", "rows", "what to do"), findings)
@@ -113,6 +114,7 @@ def _show_check(report: Any) -> None:
 def _fixed_in_words(done: dict[str, Any], out: str) -> str:
     lines = [f"{count:>7,}  {reason}" for reason, count in done["removed"].items() if count]
     lines += [f"{count:>7,}  repaired: {reason}" for reason, count in done["repaired"].items() if count]
+    lines += [f"         {line}" for line in done["unreadable"]]
     changes = "\n".join(lines) or "      0  nothing to remove or repair"
     return f"{changes}\n{done['written']:,} of {done['rows']:,} rows are in {out}; the original is as it was"
 

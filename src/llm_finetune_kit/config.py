@@ -30,6 +30,7 @@ MetricName = Literal[
     "stop_rate",
     "repetition",
 ]
+SHORTEST = 8  # tokens: the least that model.max_length may be
 MANY = 10_000_000  # more steps, examples or tokens than this are a slip of the pen, and would fill the memory with plans
 FILE_NAME = r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,99}$"
 
@@ -53,7 +54,9 @@ class ModelSection(Section):
 
     name: str | None = Field(None, description="A known short name (see `finetune models`), a hub id or a local folder.")
     revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
-    max_length: int | None = Field(None, ge=8, le=MANY, description="Longest example in tokens; longer ones are cut at the end.")
+    max_length: int | None = Field(
+        None, ge=SHORTEST, le=MANY, description="Longest example in tokens; longer ones are cut at the end."
+    )
     dtype: Dtype | None = Field(
         None, description="Number format of matrix products and frozen weights; trained weights are always float32."
     )

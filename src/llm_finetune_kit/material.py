@@ -90,15 +90,13 @@ def prepare_run(
     located, chat, model = _model(config, weights)
     sets = (_streamed if isinstance(read, _Streamed) else _in_memory)(config, read, chat, model.positions)
     longest = int(max(tokens.lengths.max() for tokens in (sets.sample, sets.held_out) if tokens is not None))
-    length = config.model.max_length or longest
+    length = config.model.max_length or min(longest, model.positions)
     sample, held_out, masks, warnings = _gated(config, chat, sets, length, model.positions)
     listen(Stage("plan", str(config.model.name)))
     facts = _data_facts(sets, sample, held_out, longest)
     machine = machine or this_machine(Path(config.output.output_dir))
     plan = make_plan(config, machine, model, facts, price=price, force=force)
     decided = int(plan.config.model.max_length or length)
-    if decided < length:  # the model's own limit
-        sample, held_out, masks, warnings = _gated(config, chat, sets, decided, model.positions)
     train = sample
     if isinstance(sets.train, streaming.Stream):
         train, sets.train.max_length = sets.train, decided
@@ -237,7 +235,10 @@ def _gated(config: RunConfig, chat: Any, sets: _Sets, length: int, limit: int | 
     formats = {name for part in sets.report.values() for name in str(part["format"]).split(" + ")}
     how = {"texts": bool({"text", "tokens"} & formats), "own_masks": formats == {"tokens"}}
     name, place = str(sets.report["train"]["name"]), sets.train_place
-    train, masks, warnings = gate(sets.sample, chat, config.data, name, length, place=place, limit=limit, **how)
+    whole = not isinstance(sets.train, streaming.Stream)
+    train, masks, warnings = gate(
+        sets.sample, chat, config.data, name, length, place=place, limit=limit, may_leave_out=whole, **how
+    )
     held_out = sets.held_out
     if held_out is sets.sample:  # streamed: the sample stands for both
         return train, train, masks, [f"in a sample of {len(train):,} examples: {warning}" for warning in warnings]

@@ -81,14 +81,17 @@ def gate(
     texts: bool = False,
     own_masks: bool = False,
     limit: int | None = None,
+    may_leave_out: bool = True,
 ) -> tuple[Tokens, MaskFacts, list[str]]:
     """Cut to `max_length`, then refuse what would train the wrong thing.
 
     `place` turns a source row into its file and line. `texts` says that raw texts may be among the examples,
     which are learned from their first token on; `own_masks`, that the rows came with masks of their user's making,
-    so that an end that is not learned is told and not refused; `limit`, how much the model can read at all. Returns
-    the tokens to train on, facts about their masks, and warnings. Raises DataError if nothing is learned, a prompt is
-    learned, an answer's end is not, BOS stands twice, or too much of the answers is cut.
+    so that an end that is not learned is told and not refused; `limit`, how much the model can read at all. Where most
+    of the answers is cut, data.on_bad_rows=drop leaves out the examples whose answers are, unless the set cannot lose
+    any (`may_leave_out` is false for a stream, whose examples are counted before they are cut). Returns the tokens to
+    train on, facts about their masks, and warnings. Raises DataError if nothing is learned, a prompt is learned, an
+    answer's end is not, BOS stands twice, or too much of the answers is cut.
     """
     whole = inspect(tokens, chat)
     if whole.double_bos:
@@ -107,15 +110,14 @@ def gate(
         warnings += _open_inside(tokens, sample, chat)
         whole = replace(whole, thinking=_thinking(tokens, sample, chat))
     cut, cut_rows, cut_targets = tokens.cut(max_length)
-    facts = replace(inspect(cut, chat), thinking=whole.thinking)
     if cut_targets > MOST_CUT * whole.target_tokens:
-        raise DataError(
-            134,
-            f"{cut_targets / whole.target_tokens:.0%} of what is to be learned lies beyond max_length {max_length}",
-            where=name,
-            fix=f"raise model.max_length as far as the model can read (the longest example has "
-            f"{int(tokens.lengths.max()):,} tokens), or shorten or split the rows",
-        )
+        intact = np.flatnonzero((cut.targets == tokens.targets) & (cut.targets > 0)) if may_leave_out else np.zeros(0, np.int64)
+        if settings.on_bad_rows == "stop" or not len(intact):
+            raise _mostly_cut(tokens, cut_targets / whole.target_tokens, len(intact), name, max_length, limit)
+        told = f"{len(tokens) - len(intact):,} of {whole.examples:,} examples are left out"
+        warnings.append(f"{told}: their answers go on beyond max_length {max_length}")
+        cut, cut_rows, cut_targets = tokens.select(intact).cut(max_length)
+    facts = replace(inspect(cut, chat), thinking=whole.thinking)
     if cut_rows:
         warnings.append(
             f"{cut_rows} of {whole.examples} examples are cut at {max_length} tokens; {cut_targets:,} learned tokens are lost"
@@ -124,6 +126,27 @@ def gate(
         longer = _longer(max_length, limit)
         cut, facts = _without_untrainable(cut, facts, chat, settings, name, max_length, longer, place, warnings)
     return cut, facts, warnings
+
+
+def _mostly_cut(tokens: Tokens, lost: float, intact: int, name: str, max_length: int, limit: int | None) -> DataError:
+    """The refusal of a set whose answers are mostly cut, with what helps: more length only where the model can read more."""
+    longest = int(tokens.lengths.max())
+    reads = f"the longest example has {longest:,} tokens"
+    if limit is None or max_length < limit:
+        most = "as far as the model can read" if limit is None else f"to at most {limit:,}, which is all that the model can read"
+        ways = [f"raise model.max_length {most} ({reads})"]
+    else:
+        ways = [f"choose a model that reads more than {limit:,} tokens ({reads})"]
+    ways.append("shorten or split the rows")
+    if intact:
+        ways.append(f"train only on the {intact:,} of {len(tokens):,} examples whose answers are whole: data.on_bad_rows=drop")
+    return DataError(
+        134,
+        f"{lost:.0%} of what is to be learned lies beyond max_length {max_length}",
+        where=name,
+        why="" if limit is None or max_length < limit else "the model can read no more",
+        fix=", or ".join(ways),
+    )
 
 
 def _without_texts(tokens: Tokens) -> Tokens:

@@ -18,9 +18,7 @@ def mixed(parts: list[Encoded], shares: list[float], seed: int) -> Encoded:
     The set that is scarcest for its share is used whole; of the others, examples are chosen by the seed. Rows
     are numbered through: those of the second set follow those of the first.
     """
-    total = sum(shares)
-    whole = min(len(part.tokens) * total / share for part, share in zip(parts, shares, strict=True))
-    counts = [min(len(part.tokens), max(1, round(whole * share / total))) for part, share in zip(parts, shares, strict=True)]
+    counts = counts_of([len(part.tokens) for part in parts], shares)
     firsts = np.cumsum([0, *(part.report["rows"] for part in parts)])
     chosen, sketches = [], []
     for number, (part, count, first) in enumerate(zip(parts, counts, firsts, strict=False)):
@@ -37,6 +35,13 @@ def mixed(parts: list[Encoded], shares: list[float], seed: int) -> Encoded:
 
     report = _mixed_report(parts, counts) | {"fingerprint": digest.hexdigest()}
     return Encoded(join(chosen), np.concatenate(sketches), digest.hexdigest(), report, place)
+
+
+def counts_of(sizes: list[int], shares: list[float]) -> list[int]:
+    """How many examples of each set are taken: all of the scarcest for its share."""
+    total = sum(shares)
+    whole = min(size * total / share for size, share in zip(sizes, shares, strict=True))
+    return [min(size, max(1, round(whole * share / total))) for size, share in zip(sizes, shares, strict=True)]
 
 
 def _mixed_report(parts: list[Encoded], counts: list[int]) -> dict[str, Any]:

@@ -86,10 +86,11 @@ def read(spec: Any, settings: DataSection, seed: int = 42) -> Read:
     known = _known_before(spec, settings)
     if known is not None:
         return Read(spec, str(spec), known, None, None)
-    return _understood(spec, settings, seed)
+    return understood(spec, settings, seed)
 
 
-def _understood(spec: Any, settings: DataSection, seed: int) -> Read:
+def understood(spec: Any, settings: DataSection, seed: int) -> Read:
+    """Rows in one shape like `read`, and parsed in any case."""
     source = read_source(spec, seed=seed, drop=settings.on_bad_rows == "drop")
     if is_ready(source):
         return _tokenized_already(spec, source)
@@ -190,7 +191,7 @@ def tokenize(data: Read, settings: DataSection, chat: Renderer, chat_fingerprint
         place = _place_of(data, settings, seed)
         return Encoded(tokens, sketches, data.fingerprint, report | {"name": data.name, "cached": True}, place)
     if data.formatted is None:  # known to be sound, but under another tokenizer
-        data = _understood(data.spec, settings, seed)
+        data = understood(data.spec, settings, seed)
         path = cache.entry(data.fingerprint, _reading(settings) | {"chat": chat_fingerprint})
     assert data.formatted is not None and data.source is not None
     return _encoded(data, settings, chat, path)

@@ -38,13 +38,18 @@ def split(data: Encoded, settings: DataSection, seed: int, *, held_out: Encoded 
     groups = similar.groups(data.sketches[chosen])
     copies = int(len(groups) - len(np.unique(groups)))
     share = settings.validation_split
-    wanted = len(chosen) * share if share is not None else min(512, max(0.05 * len(chosen), min(32, 0.2 * len(chosen))))
+    wanted = apart_of(len(chosen), share)
     out = _whole_groups(groups, min(round(wanted), len(chosen) - 1))
     if not out.any():
         return Split(data.tokens.select(np.sort(chosen)), None, _why_none(len(chosen), share, wanted), copies)
     train, taken = (data.tokens.select(np.sort(chosen[part])) for part in (~out, out))
     origin = f"{out.sum():,} of {len(chosen):,} examples, chosen by the seed; near copies of an example stay on its side"
     return Split(train, taken, origin + _too_few(len(taken)), copies)
+
+
+def apart_of(count: int, share: float | None) -> float:
+    """How many of `count` examples are to be held out: the share that is asked for, or what `split` takes by default."""
+    return count * share if share is not None else min(512, max(0.05 * count, min(32, 0.2 * count)))
 
 
 def _whole_groups(groups: np.ndarray, most: int) -> np.ndarray:

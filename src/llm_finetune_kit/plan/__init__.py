@@ -39,6 +39,7 @@ class DataFacts:
     target_tokens: int
     longest: int
     streamed: bool = False
+    estimated: bool = False  # from characters, or a usual set: no token was counted
 
 
 @dataclass(frozen=True)

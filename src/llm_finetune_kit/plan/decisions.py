@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_finetune_kit.catalog import MODELS, short_name
+from llm_finetune_kit.config import SHORTEST
 from llm_finetune_kit.errors import ConfigError
 from llm_finetune_kit.plan.speed import MOST_ANSWERED, prompts_within
 
@@ -61,9 +62,14 @@ def number_format(machine: Any) -> tuple[str, str]:
 def max_length(model: Any, data: Any) -> tuple[int, str]:
     if data.streamed and 2 * data.longest < model.positions:
         return 2 * data.longest, "twice the longest of the sampled examples, as the others are not known yet"
+    if data.estimated and data.longest <= model.positions:
+        return max(SHORTEST, data.longest), "the longest example as it is estimated; a run counts its tokens and decides anew"
+    if data.longest < SHORTEST:
+        return SHORTEST, f"the least there is; the longest example has {data.longest} tokens"
     if data.longest <= model.positions:
         return data.longest, "the longest example; nothing is cut, and short ones cost nothing extra"
-    return model.positions, f"the model's limit; the longest example has {data.longest:,} tokens"
+    about = "about " if data.estimated else ""
+    return model.positions, f"the model's limit; the longest example has {about}{data.longest:,} tokens"
 
 
 def adapter(config: Any, model: Any, decide: Decisions) -> list[str]:

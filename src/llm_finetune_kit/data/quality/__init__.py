@@ -58,7 +58,6 @@ def inspect_data(
     examples, uncut) adds what max_length cuts off, `chat` what the masks of its template leave unlearned.
     """
     work = _Inspection(source, formatted.examples)
-    broken = [f"{place} cannot be read ({why}) and is left out" for place, why in list(source.broken.items())[:SHOWN]]
     work.about_dropped(formatted.dropped)
     work.about_copies(held_out)
     for kind, hits in scan(formatted.examples).items():
@@ -76,7 +75,7 @@ def inspect_data(
     findings = sorted(work.findings, key=lambda found: (GRAVEST_FIRST.index(found.severity), -found.count))
     return QualityReport(
         name=source.name,
-        rows=len(source.rows),
+        rows=len(source.rows) + len(source.broken),
         used=len(formatted.examples),
         dropped=_reasons(source, formatted.dropped),
         lengths=lengths,
@@ -84,7 +83,7 @@ def inspect_data(
         scripts=scripts,
         held_out={"name": held_out[0].name, "rows": len(held_out[0].rows)} if held_out else None,
         findings=findings,
-        notes=[*source.notes, *broken, *_untrainable(formatted.examples), *formatted.warnings],
+        notes=[*source.notes, *_untrainable(formatted.examples), *formatted.warnings],
         verdict=verdict(findings),
     )
 
@@ -99,11 +98,13 @@ def _reasons(source: Any, dropped: Sequence[tuple[int, str]]) -> list[dict[str, 
     rows: dict[str, list[int]] = {}
     for row, reason in dropped:
         rows.setdefault(reason, []).append(row)
-    common = sorted(rows.items(), key=lambda pair: -len(pair[1]))[:MOST_REASONS]
-    return [
-        {"reason": reason, "count": len(found), "places": [source.place(row) for row in found[:SHOWN]]}
-        for reason, found in common
-    ]
+    found = [(reason, len(bad), [source.place(row) for row in bad[:SHOWN]]) for reason, bad in rows.items()]
+    lines: dict[str, list[str]] = {}
+    for place, why in source.broken.items():
+        lines.setdefault(why, []).append(place)
+    found += [(why, len(bad), bad[:SHOWN]) for why, bad in lines.items()]
+    common = sorted(found, key=lambda reason: -reason[1])[:MOST_REASONS]
+    return [{"reason": reason, "count": count, "places": places} for reason, count, places in common]
 
 
 def _quantiles(lengths: np.ndarray) -> dict[str, int]:
@@ -131,7 +132,11 @@ class _Inspection:
         return str(self.source.place(self.examples[int(example)].row))
 
     def about_dropped(self, dropped: Sequence[tuple[int, str]]) -> None:
-        """Rows that are no examples: without an answer, with wrong roles, or faulty in another way."""
+        """Rows that are no examples: lines that cannot be read, no answer, wrong roles, or faulty in another way."""
+        total = len(self.source.rows) + len(self.source.broken)
+        unread = [f"{place} ({why})" for place, why in list(self.source.broken.items())[:SHOWN]]
+        if unread:
+            self.findings.append(finding("unreadable_lines", len(self.source.broken), total, unread))
         kinds: dict[str, list[tuple[int, str]]] = {}
         for row, reason in dropped:
             kind = "empty_answers" if reason in EMPTY else "role_faults" if ROLE_FAULT.search(reason) else "faulty_rows"
@@ -139,7 +144,7 @@ class _Inspection:
         for kind, found in kinds.items():
             plain = kind == "empty_answers"
             places = [self.source.place(row) + ("" if plain else f" ({reason})") for row, reason in found[:SHOWN]]
-            self.findings.append(finding(kind, len(found), len(self.source.rows), places))
+            self.findings.append(finding(kind, len(found), total, places))
 
     def about_copies(self, held_out: Any) -> None:
         """Exact and near duplicates, and leakage into the held-out data."""

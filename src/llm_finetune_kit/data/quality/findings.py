@@ -30,6 +30,7 @@ class Kind:
 KINDS: dict[str, Kind] = {
     # what stops training, or trains the wrong thing
     "faulty_rows": Kind("error", "faulty rows", "cannot be read as training examples", FAULTS),
+    "unreadable_lines": Kind("error", "unreadable lines", "cannot be read at all, so they are no rows", FAULTS),
     "role_faults": Kind("error", "wrong roles", "have turns with unknown roles or in an order no chat has", FAULTS),
     "nothing_learned": Kind("error", "nothing to learn", "have no answer left within max_length, so nothing is learned from them",
                             "raise max_length, or shorten the prompts"),
@@ -50,7 +51,8 @@ KINDS: dict[str, Kind] = {
     "cut_answers": Kind("warning", "cut answers", "are longer than max_length, so the ends of their answers are not learned",
                         "raise max_length if memory allows, or shorten the rows"),
     "mostly_cut": Kind("error", "most is cut off", "lose together more than half of what is to be learned: training would stop",
-                       "raise max_length as far as the model can read, or shorten or split the rows"),
+                       "raise max_length as far as the model can read, shorten or split the rows, or train on those that are "
+                       "whole: data.on_bad_rows=drop"),
     "repeated_answer": Kind("warning", "one answer for many", "give one and the same answer to different prompts",
                             "check that the answers belong to their prompts; the model may learn to say this always"),
     "answer_is_prompt": Kind("warning", "echo", "answer with a copy of the prompt, which teaches to repeat the question",

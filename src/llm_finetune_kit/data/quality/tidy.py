@@ -20,7 +20,7 @@ import numpy as np
 from llm_finetune_kit.data import similar
 from llm_finetune_kit.data.quality import NEAR, junk
 from llm_finetune_kit.data.quality.copies import copies_across, near_duplicates
-from llm_finetune_kit.data.quality.findings import EMPTY
+from llm_finetune_kit.data.quality.findings import EMPTY, SHOWN
 from llm_finetune_kit.errors import DataError
 
 REPAIRS = {"mojibake": junk.MOJIBAKE, "control characters": junk.CONTROL, "invisible characters": junk.INVISIBLE}
@@ -29,12 +29,14 @@ REPAIRS = {"mojibake": junk.MOJIBAKE, "control characters": junk.CONTROL, "invis
 def tidy(source: Any, formatted: Any, *, out: Path | str, held_out: Any = None) -> dict[str, Any]:
     """Write the good rows, with all their columns, as JSON lines to `out`, which must not exist.
 
-    Removed are faulty rows and those without an answer, exact and near duplicates of an earlier row, and what
-    `held_out` (a Source and its Formatted) has too. Returns rows, written, removed and repaired, counted by reason.
+    Removed are lines that cannot be read, faulty rows and those without an answer, exact and near duplicates of an
+    earlier row, and what `held_out` (a Source and its Formatted) has too. Returns rows, written, removed and repaired,
+    counted by reason, and the first lines that could not be read.
     """
     out = Path(out)
     _refuse(source, formatted, out)
     removed: Counter[str] = Counter("without an answer" if reason in EMPTY else "faulty" for _, reason in formatted.dropped)
+    removed["unreadable"] = len(source.broken)
     examples = [_repaired(example) for example in formatted.examples]
     kept = np.array([place for place, example in enumerate(examples) if _says_something(example)], dtype=np.int64)
     removed["without an answer"] += len(examples) - len(kept)
@@ -45,10 +47,11 @@ def tidy(source: Any, formatted: Any, *, out: Path | str, held_out: Any = None) 
     repaired: Counter[str] = Counter()
     _write(out, (_repaired_row(source.rows[examples[int(place)].row], repaired) for place in kept))
     return {
-        "rows": len(source.rows),
+        "rows": len(source.rows) + len(source.broken),
         "written": len(kept),
         "removed": {reason: count for reason, count in removed.items() if count},
         "repaired": {name: count for name, count in repaired.items() if count},
+        "unreadable": [f"{place}: {why}" for place, why in list(source.broken.items())[:SHOWN]],
     }
 
 
