@@ -20,7 +20,8 @@ SECTIONS = {  # headings of the folded settings; others are called by their name
     "evaluation.generation": "Answers during evaluation",
 }
 HEAD = (
-    '<header class="kit top"><h1>LLM Finetune Kit</h1><p class="soft">Fine-tune a model, and see whether it helped.</p></header>'
+    '<header class="kit top"><h1>LLM Finetune Kit</h1><p class="soft">Fine-tune a model, and see whether it helped.</p>'
+    '<p class="soft" id="kit-status" role="status" aria-live="polite"></p></header>'
 )
 LIVE = '<div id="live" aria-live="off"></div><div id="history"></div>'
 DEMO = "Try the demo: small model, sample data"
