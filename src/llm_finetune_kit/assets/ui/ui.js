@@ -97,6 +97,19 @@ window.kit = (() => {
     const button = event.target.closest && event.target.closest(".kit button[data-do]");
     if (button) act(button);
   });
+  // Enter in an emptied field means that it is empty; gradio would take the first of its list.
+  let moved = false; // with the arrows, to an entry of the list
+  document.addEventListener("focusin", () => { moved = false; }, true);
+  document.addEventListener("input", () => { moved = false; }, true);
+  document.addEventListener("keydown", (event) => {
+    const field = event.target;
+    if (event.key.startsWith("Arrow")) moved = true;
+    if (event.key !== "Enter" || moved || !field.matches?.('#knob-data-eval_file input, #knob-data-train_file input, #knob-model-name input')) return;
+    if (field.value.trim()) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    field.blur();
+  }, true);
   setInterval(() => { if (!document.hidden) look(); }, 1000);
   return { follow, look };
 })();
