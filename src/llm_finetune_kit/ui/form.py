@@ -150,7 +150,7 @@ def config_of(values: Mapping[str, Any]) -> RunConfig:
         error.problem = _labelled(error.problem)
         error.why = "\n".join(_labelled(line.strip().removeprefix(f"{COMMAND_LINE}: ")) for line in error.why.split("\n"))
         if any(COMMA.fullmatch(str(values.get(path, "")).strip()) for path in faulty(error)):
-            error.fix += "; numbers take a decimal point: 0.003, not 0,003"
+            error.fix = f"{error.fix.rstrip('.')}; numbers take a decimal point: 0.003, not 0,003"
         raise
 
 

@@ -26,6 +26,7 @@ HEAD = (
 LIVE = '<div id="live" aria-live="off"></div><div id="history"></div>'
 DEMO = "Try the demo: small model, sample data"
 START = "Start training"
+OF_TABS = {"model.name": "Model", "data.train_file": "Training data"}
 NO_MODEL = "No model chosen", "Choose one, and this place says whether fine-tuning it fits on this machine, and why."
 NO_DATA = (
     "No data checked",
@@ -179,9 +180,9 @@ class Page:
         named = [self.controls["model.name"], self.controls["data.train_file"]]
         gr.on([one.change for one in named], lambda *both: views.piece("chosen", *both), named, chosen, **QUIET)
         self._asks(plan.click, self._planned, planned, **HEAVY)
-        pressed = start.click(lambda: gr.update(value="Starting…", interactive=False), None, start, queue=False, **QUIET)
+        pressed = start.click(lambda: gr.update(value="Starting…", interactive=False), None, start, **QUIET)
         asked = self._asks(pressed.then, self._started, [planned, started], concurrency_limit=4, **PRIVATE)
-        asked.then(lambda: gr.update(value=START, interactive=True), None, start, queue=False, **QUIET)
+        asked.then(lambda: gr.update(value=START, interactive=True), None, start, **QUIET)
         started.change(None, started, None, js="(name) => { window.kit.follow(name); }", **QUIET)
 
     # --- what the buttons do -------------------------------------------------------------------------------
@@ -241,7 +242,7 @@ class Page:
 
         asked = demo_values()
         values = form.values_of(form.config_of({}).with_values(asked))
-        said = views.piece("tried", [(self.known[path].label, value) for path, value in asked.items()])
+        said = views.piece("tried", [(OF_TABS.get(path, self.known[path].label), value) for path, value in asked.items()])
         button.click(lambda: [*(values[name] for name in self.controls), said], None, [*self.controls.values(), tried], **PRIVATE)
         named = [self.controls[path] for path in ("model.name", "data.train_file", "output.run_name")]
         own = json.dumps([asked["model.name"], asked["data.train_file"], asked["output.run_name"]])

@@ -104,6 +104,11 @@ window.kit = (() => {
   document.addEventListener("keydown", (event) => {
     const field = event.target;
     if (event.key.startsWith("Arrow")) moved = true;
+    if (event.key === "Tab" && field.getAttribute?.("aria-expanded") === "true") { // gradio leaves the list open, and in the way of Tab
+      document.querySelectorAll('ul[role="listbox"]').forEach((list) => { list.tabIndex = -1; });
+      field.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
+      return event.stopImmediatePropagation(); // it opens the list at any other key
+    }
     if (event.key !== "Enter" || moved || !field.matches?.('#knob-data-eval_file input, #knob-data-train_file input, #knob-model-name input')) return;
     if (field.value.trim()) return;
     event.preventDefault();
