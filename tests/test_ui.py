@@ -22,7 +22,7 @@ from llm_finetune_kit.files import write_json
 from llm_finetune_kit.folder import RunFolder
 from llm_finetune_kit.plain_yaml import dump_yaml
 from llm_finetune_kit.settings import load_config
-from llm_finetune_kit.ui import form, uploads, views
+from llm_finetune_kit.ui import form, runs_view, uploads, views
 from llm_finetune_kit.ui.answers import Answering, Turn
 from llm_finetune_kit.ui.desk import Desk
 from llm_finetune_kit.ui.jobs import Jobs
@@ -455,6 +455,20 @@ def test_the_card_of_a_run_tells_how_it_stands(desk: Desk) -> None:
     desk._live.forget()
     card = desk.live("from-a-terminal")["card"]
     assert "loss is NaN" in card and "lower the rate" in card
+
+
+def test_few_held_out_rows_are_told_and_other_text_stands_apart(desk: Desk) -> None:
+    row = {"base": 3.0, "tuned": 2.5, "difference": -0.5, "low": -0.6, "high": -0.4, "outcome": "better"}
+    general = row | {"outcome": "open", "sentence": "General text is as before."}
+    found = {"outcome": "better", "sentence": "Better.", "rows": {"answered": 1, "of": 5, "why": "asked"}}
+    found |= {"metrics": [row | {"label": "Held-out loss"}], "general": general}
+    run = finished(desk, "done")
+    shown = runs_view.comparison(run, found)
+    assert "Only 5 held-out rows with 50 learned tokens" in shown and "<th></th>" not in shown
+    assert shown.index("Held-out loss") < shown.index("not of your rows") < shown.index("General text, bits")
+    with run.locked():
+        run.record(Evaluated(2, 2.4, 12.0, 5000, 50_000, 0.1, best=True))
+    assert "Only" not in runs_view.comparison(run, found)
 
 
 def test_fault_111_what_others_wrote_is_text(desk: Desk) -> None:
