@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import re
 import subprocess
@@ -21,7 +22,7 @@ from llm_finetune_kit.files import write_json
 from llm_finetune_kit.folder import RunFolder
 from llm_finetune_kit.plain_yaml import dump_yaml
 from llm_finetune_kit.settings import load_config
-from llm_finetune_kit.ui import form, uploads, views
+from llm_finetune_kit.ui import form, runs_view, uploads, views
 from llm_finetune_kit.ui.answers import Answering, Turn
 from llm_finetune_kit.ui.desk import Desk
 from llm_finetune_kit.ui.jobs import Jobs
@@ -92,6 +93,17 @@ def test_all_faults_of_a_form_are_told_at_once() -> None:
         form.config_of({"training.max_steps": "many", "lora.r": "-1"})
     assert "training.max_steps" in str(found.value) and "lora.r" in str(found.value)
     assert "command line" not in str(found.value)
+    assert str(found.value).startswith("error[CONFIG-004] LoRA r (lora.r) is") and "\nMax steps (training.max_steps)" in str(
+        found.value
+    )
+    assert form.faulty(found.value) == ["lora.r", "training.max_steps"]
+
+
+def test_a_decimal_comma_gets_a_hint() -> None:
+    with pytest.raises(ConfigError) as found:
+        form.config_of({"training.learning_rate": "0,003"})
+    assert "decimal point" in found.value.fix and form.faulty(found.value) == ["training.learning_rate"]
+    assert "#knob-training-learning_rate" in views.error(found.value, ["knob-training-learning_rate"])
 
 
 # --- names and paths ---------------------------------------------------------------------------------------
@@ -271,6 +283,32 @@ def test_fault_110_a_file_and_all_files_have_limits(tmp_path: Path) -> None:
     assert uploads.used(workspace) == (2 * 98 + 2, 3)
 
 
+def test_fault_109_what_is_gzipped_is_kept_unpacked_and_told_by_its_content(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path.resolve())
+    assert uploads.take(workspace, arrived(tmp_path, gzip.compress(b'{"a": 1}\n')), "rows.jsonl.gz") == "uploads/rows.jsonl"
+    assert uploads.take(workspace, arrived(tmp_path, gzip.compress(b"a,b\n1,2\n")), "Table.CSV.GZ") == "uploads/table.csv"
+    assert (tmp_path / "uploads" / "rows.jsonl").read_bytes() == b'{"a": 1}\n'
+    packed = gzip.compress(b'{"a": 1}\n' * 999)
+    for content in (packed[:-9], gzip.compress(b"MZ\x90\0"), gzip.compress(packed)):
+        with pytest.raises(UsageError) as found:
+            uploads.take(workspace, arrived(tmp_path, content), "rows.jsonl.gz")
+        assert found.value.code == "USAGE-053"
+        assert list(workspace.incoming.iterdir()) == []
+
+
+def test_fault_110_a_gzip_bomb_is_cut_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "PART", 1000)
+    workspace, written = Workspace(tmp_path.resolve()), []
+    bomb = arrived(tmp_path, gzip.compress(b" " * 5_000_000))
+    monkeypatch.setattr(
+        Path, "unlink", lambda path, missing_ok: (written.append(path.stat().st_size), path.rename(tmp_path / path.name))
+    )
+    assert bomb.stat().st_size < 10_000
+    with pytest.raises(UsageError, match="unpacked file has more than"):
+        uploads.take(workspace, bomb, "rows.jsonl.gz", Limits(file=10_000))
+    assert max(written) <= 10_000 and list(workspace.incoming.iterdir()) == []
+
+
 # --- the queue ---------------------------------------------------------------------------------------------
 
 ASKED = {"model.name": "demo", "data.train_file": "sample:chat", "training.max_steps": "2"}
@@ -330,6 +368,11 @@ def test_a_start_that_comes_to_nothing_is_told_and_the_next_begins(desk: Desk) -
     card = desk.live(name)["card"]
     assert "did not begin" in card and "DATA-" in card and "bad.jsonl line 1" in card
     assert "did not begin" in desk.live(name)["history"]
+    assert Desk(desk.workspace).live("")["run"] == name
+    finished(desk, "newer")
+    fresh = Desk(desk.workspace).live("")
+    assert fresh["run"] == "newer" and fresh["history"].index("newer") < fresh["history"].index(f">{name}<")
+    assert (fresh["state"], fresh["status"]) == ("finished", "newer finished")
     desk.act("dismiss", name)
     assert desk.jobs.all() == []
 
@@ -414,6 +457,20 @@ def test_the_card_of_a_run_tells_how_it_stands(desk: Desk) -> None:
     assert "loss is NaN" in card and "lower the rate" in card
 
 
+def test_few_held_out_rows_are_told_and_other_text_stands_apart(desk: Desk) -> None:
+    row = {"base": 3.0, "tuned": 2.5, "difference": -0.5, "low": -0.6, "high": -0.4, "outcome": "better"}
+    general = row | {"outcome": "open", "sentence": "General text is as before."}
+    found = {"outcome": "better", "sentence": "Better.", "rows": {"answered": 1, "of": 5, "why": "asked"}}
+    found |= {"metrics": [row | {"label": "Held-out loss"}], "general": general}
+    run = finished(desk, "done")
+    shown = runs_view.comparison(run, found)
+    assert "Only 5 held-out rows with 50 learned tokens" in shown and "<th></th>" not in shown
+    assert shown.index("Held-out loss") < shown.index("not of your rows") < shown.index("General text, bits")
+    with run.locked():
+        run.record(Evaluated(2, 2.4, 12.0, 5000, 50_000, 0.1, best=True))
+    assert "Only" not in runs_view.comparison(run, found)
+
+
 def test_fault_111_what_others_wrote_is_text(desk: Desk) -> None:
     finished(desk, "x<b>y", prompt=EVIL)
     fault = UsageError(50, EVIL, where=EVIL, why=EVIL, fix=EVIL)
@@ -444,8 +501,8 @@ def test_a_conversation_has_limits(desk: Desk) -> None:
     from llm_finetune_kit.config import GenerationSection
 
     run = finished(desk, "done")
-    for question, turns in (("  ", []), ("x" * 5000, []), ("x", [Turn("a")] * 20)):
-        with pytest.raises(UsageError):
+    for question, turns, said in (("  ", [], "no question"), ("x" * 5000, [], "question is"), ("x", [Turn("a")] * 20, "conv")):
+        with pytest.raises(UsageError, match=said):
             list(Answering().ask(run, turns, question, GenerationSection()))
 
 

@@ -15,6 +15,7 @@ from llm_finetune_kit.files import read_json
 from llm_finetune_kit.folder import RunFolder
 
 SIDES = ("tuned", "base")  # in the order they are asked
+LOADING = "loading"  # where a turn is at before the first side begins
 LONGEST = 4_000  # letters of a question
 MOST_TURNS = 20
 MOST_NEW_TOKENS = 512
@@ -42,12 +43,17 @@ class Answering:
         question = question.strip()
         if not question:
             raise UsageError(55, "there is no question", fix="write one")
-        if len(question) > LONGEST or len(turns) >= MOST_TURNS:
-            why = f"a question may have {LONGEST:,} letters, a conversation {MOST_TURNS} questions"
-            raise UsageError(55, "the conversation is too long", why=why, fix="begin a new one")
+        if len(question) > LONGEST:
+            why = f"it has {len(question):,} letters, and a question may have {LONGEST:,}"
+            raise UsageError(55, "the question is too long", why=why, fix="write a shorter one")
+        if len(turns) >= MOST_TURNS:
+            why = f"a conversation may have {MOST_TURNS} questions"
+            raise UsageError(55, "the conversation is too long", why=why, fix="press Start over")
         turns = [*turns, Turn(question)]
         yield turns
         with self._turn:
+            turns[-1].at = LOADING
+            yield turns
             opened = self._opened(run)
             for side in SIDES:
                 turns[-1].at, turns[-1].answers[side] = side, ""

@@ -46,7 +46,9 @@ class Desk:
 
     def _seen(self, name: str) -> dict[str, str]:
         name = self.runs.followed(name)
-        return {"run": name, "card": self.runs.card(name), "history": self.runs.history(name)}
+        state, status = self.runs.status(name)
+        seen = {"run": name, "state": state, "status": status}
+        return seen | {"card": self.runs.card(name), "history": self.runs.history(name)}
 
     def act(self, verb: str, name: str) -> None:
         """Stop, resume or dismiss a run. Raises UsageError or BusyError."""

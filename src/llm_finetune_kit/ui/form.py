@@ -7,13 +7,14 @@ through the same reader: a form, a YAML file and a command line that say the sam
 from __future__ import annotations
 
 import json
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
 from llm_finetune_kit.config import RunConfig, knobs
-from llm_finetune_kit.errors import ConfigError
+from llm_finetune_kit.errors import ConfigError, KitError
 from llm_finetune_kit.settings import COMMAND_LINE, load_config
 
 Kind = Literal["switch", "choice", "choices", "lines", "text"]
@@ -39,6 +40,7 @@ COMMON = (
     "output.run_name",
 )
 OPEN = "decided for you"
+COMMA = re.compile(r"[+-]?\d*,\d+(e[+-]?\d+)?")  # a number as many countries write it
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,24 @@ def config_of(values: Mapping[str, Any]) -> RunConfig:
         return load_config(None, words(values))[0]
     except ConfigError as error:  # nobody here wrote a command line
         error.where = error.where.removeprefix(COMMAND_LINE)
-        error.why = error.why.replace(f"{COMMAND_LINE}: ", "")
+        error.problem = _labelled(error.problem)
+        error.why = "\n".join(_labelled(line.strip().removeprefix(f"{COMMAND_LINE}: ")) for line in error.why.split("\n"))
+        if any(COMMA.fullmatch(str(values.get(path, "")).strip()) for path in faulty(error)):
+            error.fix = f"{error.fix.rstrip('.')}; numbers take a decimal point: 0.003, not 0,003"
         raise
+
+
+def _labelled(line: str) -> str:
+    """`training.max_steps is …` as `Max steps (training.max_steps) is …`: the form shows labels."""
+    path, _, said = line.partition(" is ")
+    control = controls().get(path)
+    return line if control is None else f"{control.label} ({path}) is {said}"
+
+
+def faulty(error: KitError) -> list[str]:
+    """The knobs whose values `config_of` refused, by their paths."""
+    found = re.findall(r"^[^(\n]* \(([a-z_.]+)\) is ", f"{error.problem}\n{error.why}", re.MULTILINE)
+    return [path for path in found if path in controls()]
 
 
 def values_of(config: RunConfig) -> dict[str, Any]:

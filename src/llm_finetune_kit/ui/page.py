@@ -20,10 +20,13 @@ SECTIONS = {  # headings of the folded settings; others are called by their name
     "evaluation.generation": "Answers during evaluation",
 }
 HEAD = (
-    '<header class="kit top"><h1>LLM Finetune Kit</h1><p class="soft">Fine-tune a model, and see whether it helped.</p></header>'
+    '<header class="kit top"><h1>LLM Finetune Kit</h1><p class="soft">Fine-tune a model, and see whether it helped.</p>'
+    '<p class="soft" id="kit-status" role="status" aria-live="polite"></p></header>'
 )
 LIVE = '<div id="live" aria-live="off"></div><div id="history"></div>'
 DEMO = "Try the demo: small model, sample data"
+START = "Start training"
+OF_TABS = {"model.name": "Model", "data.train_file": "Training data"}
 NO_MODEL = "No model chosen", "Choose one, and this place says whether fine-tuning it fits on this machine, and why."
 NO_DATA = (
     "No data checked",
@@ -58,7 +61,7 @@ class Page:
                     self._training_tab()
                 with gr.Tab("Testing", id="testing") as testing:
                     testing_tab(self.desk, testing, blocks)
-            self._asks(check, self._checked, found, **HEAVY)
+            self._asks(check.click, self._checked, found, **HEAVY)
             self._remember(blocks, demo)
         blocks.queue(default_concurrency_limit=8, max_size=500)
         return blocks
@@ -97,11 +100,11 @@ class Page:
         self.controls[path] = gr.Dropdown(choices, value=None, allow_custom_value=True, **look)
         return self.controls[path]
 
-    def _asks(self, button: Any, work: Callable[[dict[str, Any]], Any], outputs: Any, **how: Any) -> None:
+    def _asks(self, event: Any, work: Callable[[dict[str, Any]], Any], outputs: Any, **how: Any) -> Any:
         """Call `work` with what the whole form holds."""
         names = list(self.controls)
         inputs = list(self.controls.values())
-        button.click(lambda *given: work(dict(zip(names, given, strict=True))), inputs, outputs, **how)
+        return event(lambda *given: work(dict(zip(names, given, strict=True))), inputs, outputs, **how)
 
     # --- tabs ----------------------------------------------------------------------------------------------
 
@@ -118,13 +121,14 @@ class Page:
                 names = [row["name"] for row in rows]
                 chosen = self._named("model.name", "Model", OF_MODEL, list(zip(labels, names, strict=True)))
                 demo = gr.Button(DEMO, elem_id="demo")
+                tried = gr.HTML("", elem_id="demo-said")
                 gr.HTML(self._machine())
             with gr.Column(scale=3, min_width=300):
                 shown = gr.HTML(views.hint(*NO_MODEL), elem_id="model-card")
         with gr.Accordion(f"All {len(rows)} known models, and what each takes here", open=False):
             gr.HTML(views.models(rows))
         chosen.change(self._seen, chosen, shown, show_progress="minimal", concurrency_limit=2, **PRIVATE)
-        return demo
+        return demo, tried
 
     def _machine(self) -> str:
         from llm_finetune_kit.hardware import this_machine
@@ -149,7 +153,9 @@ class Page:
             with gr.Column(scale=3, min_width=300):
                 report = gr.HTML(views.hint(*NO_DATA), elem_id="data-report")
                 xray = gr.HTML("", elem_id="xray")
-        sent.upload(self._taken, sent, [sent, data, held, said], concurrency_limit=2, **PRIVATE)
+        sent.upload(self._taken, sent, [sent, data, held, said, report, xray], concurrency_limit=2, **PRIVATE)
+        stale = f"() => [{json.dumps(views.piece('stale'))}, '']"
+        gr.on([data.change, held.change], None, None, [report, xray], js=stale, **QUIET)
         return check, [report, xray]
 
     def _training_tab(self) -> None:
@@ -167,14 +173,16 @@ class Page:
                 chosen = gr.HTML(views.piece("chosen", "", ""), elem_id="chosen")
                 with gr.Row():
                     plan = gr.Button("Show the plan", elem_id="plan", min_width=140)
-                    start = gr.Button("Start training", variant="primary", elem_id="start", min_width=140)
+                    start = gr.Button(START, variant="primary", elem_id="start", min_width=140)
                 planned = gr.HTML("", elem_id="planned")
                 started = gr.Textbox(visible="hidden", elem_id="started")
                 gr.HTML(LIVE, elem_id="live-box")
         named = [self.controls["model.name"], self.controls["data.train_file"]]
         gr.on([one.change for one in named], lambda *both: views.piece("chosen", *both), named, chosen, **QUIET)
-        self._asks(plan, self._planned, planned, **HEAVY)
-        self._asks(start, self._started, [planned, started], concurrency_limit=4, **PRIVATE)
+        self._asks(plan.click, self._planned, planned, **HEAVY)
+        pressed = start.click(lambda: gr.update(value="Starting…", interactive=False), None, start, **QUIET)
+        asked = self._asks(pressed.then, self._started, [planned, started], concurrency_limit=4, **PRIVATE)
+        asked.then(lambda: gr.update(value=START, interactive=True), None, start, **QUIET)
         started.change(None, started, None, js="(name) => { window.kit.follow(name); }", **QUIET)
 
     # --- what the buttons do -------------------------------------------------------------------------------
@@ -185,33 +193,35 @@ class Page:
         except KitError as error:
             return views.error(error)
 
-    def _taken(self, path: str) -> tuple[Any, Any, Any, str]:
+    def _taken(self, path: str) -> tuple[Any, ...]:
         import gradio as gr
 
         try:
             name = uploads.take(self.desk.workspace, Path(path), Path(path).name, self.desk.limits)
         except KitError as error:
-            return None, gr.skip(), gr.skip(), views.error(error)
+            error.where = error.where or Path(path).name
+            return None, gr.skip(), gr.skip(), views.error(error), views.hint(*NO_DATA), ""
         known = self.desk.data_sets()
-        return None, gr.update(choices=known, value=name), gr.update(choices=known), views.piece("uploaded", name)
+        chosen = gr.update(choices=known, value=name)
+        return None, chosen, gr.update(choices=known), views.piece("uploaded", name), gr.skip(), gr.skip()
 
     def _checked(self, values: dict[str, Any]) -> tuple[str, str]:
         try:
             return self.desk.check(values)
         except KitError as error:
-            return views.error(error), ""
+            return _marked(error), ""
 
     def _planned(self, values: dict[str, Any]) -> str:
         try:
             return self.desk.plan(values)
         except KitError as error:
-            return views.error(error)
+            return _marked(error)
 
     def _started(self, values: dict[str, Any]) -> tuple[str, str]:
         try:
             return "", self.desk.start(values)
         except KitError as error:
-            return views.error(error), ""
+            return _marked(error), ""
 
     # --- what the browser remembers ------------------------------------------------------------------------
 
@@ -224,8 +234,21 @@ class Page:
         keep = f"(...all) => Object.fromEntries({json.dumps(names)}.map((name, place) => [name, all[place]]))"
         gr.on([one.change for one in made], None, made, kept, js=keep, **QUIET)
         blocks.load(lambda held: [self._back(name, held) for name in names], kept, made, **QUIET)
-        values = form.values_of(form.config_of({}).with_values(demo_values()))
-        demo.click(lambda: [values[name] for name in names], None, made, **PRIVATE)
+        self._demo(*demo)
+
+    def _demo(self, button: Any, tried: Any) -> None:
+        """The demo's settings at a press, and a word on what was set. Its run name goes when something else is chosen."""
+        import gradio as gr
+
+        asked = demo_values()
+        values = form.values_of(form.config_of({}).with_values(asked))
+        said = views.piece("tried", [(OF_TABS.get(path, self.known[path].label), value) for path, value in asked.items()])
+        button.click(lambda: [*(values[name] for name in self.controls), said], None, [*self.controls.values(), tried], **PRIVATE)
+        named = [self.controls[path] for path in ("model.name", "data.train_file", "output.run_name")]
+        own = json.dumps([asked["model.name"], asked["data.train_file"], asked["output.run_name"]])
+        elsewhere = "run === own[2] && (model !== own[0] || data !== own[1])"
+        other = f"(model, data, run) => {{ const own = {own}; return {elsewhere} ? '' : run; }}"
+        gr.on([one.change for one in named[:2]], None, named, named[2], js=other, **QUIET)
 
     def _back(self, name: str, held: Any) -> Any:
         import gradio as gr
@@ -236,6 +259,11 @@ class Page:
         if isinstance(held, dict) and held.get(name) is not None:
             news["value"] = held[name]
         return gr.update(**news) if news else gr.skip()
+
+
+def _marked(error: KitError) -> str:
+    """A fault, and the controls that it is of."""
+    return views.error(error, [name_of(path) for path in form.faulty(error)])
 
 
 def name_of(path: str) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from llm_finetune_kit.errors import KitError
 from llm_finetune_kit.events import Event, Failed, Finished, Planned, Warned
 from llm_finetune_kit.files import MANIFEST
-from llm_finetune_kit.folder import RunFolder
+from llm_finetune_kit.folder import EVENTS, RunFolder
 from llm_finetune_kit.report import compared, words
 from llm_finetune_kit.report.curve import loss_svg
-from llm_finetune_kit.report.figures import Figures, figures, verdict
+from llm_finetune_kit.report.figures import Figures, caution, figures, verdict
 from llm_finetune_kit.runs import Standing, standing
 from llm_finetune_kit.ui.jobs import Job, Jobs
 from llm_finetune_kit.ui.views import fault_in, fault_of, hint, piece
@@ -18,6 +19,7 @@ from llm_finetune_kit.ui.watch import Watch, pace, stage
 from llm_finetune_kit.ui.workspace import Workspace
 
 TONES = {"running": "open", "finished": "good", "interrupted": "flat", "failed": "bad"}
+TOLD = {"running": "started", "interrupted": "stopped", "waiting": "waits for its turn", "beginning": "is beginning"}
 OUTCOMES = {"better": "good", "worse": "bad", "no difference shown": "flat"}
 WIDE, SMALL = (720, 300), (360, 260)
 MOST_SHOWN = 200  # runs in the list; the folder holds the others
@@ -38,7 +40,8 @@ class RunsView:
         if name in known or name in jobs:
             return name
         at_work = [run.path.name for run in self.workspace.runs() if run.at_work]
-        return next((one for one in (self.jobs.current()[0], *at_work, *jobs[-1:], *known) if one), "")
+        newest = [one["name"] for one in self._by_time(MOST_SHOWN)]
+        return next((one for one in (self.jobs.current()[0], *at_work, *newest) if one), "")
 
     def card(self, name: str) -> str:
         """A run, or a start that waits or came to nothing, as far as is known now."""
@@ -76,12 +79,37 @@ class RunsView:
             known = self._rows[run.path.name] = (key, standing(run, told))
         return known[1]
 
+    def status(self, name: str) -> tuple[str, str]:
+        """The state of a run or start, and a line that tells it; both empty where there is none."""
+        row = next((row for row in self._by_time(MOST_SHOWN) if row["name"] == name), None)
+        if row is None:
+            return "", ""
+        said = TOLD.get(row["state"], row["state"])
+        return row["state"], f"{name} {said}" + (f" at {row['place']}" if row["state"] == "interrupted" else "")
+
     def history(self, chosen: str) -> str:
-        """All runs, those that wait first."""
-        known = self.workspace.runs()[:MOST_SHOWN]
+        """All runs, those that wait first and then the last begun."""
+        return piece("history", self._by_time(MOST_SHOWN), chosen)
+
+    def _by_time(self, most: int) -> list[dict[str, Any]]:
+        """The rows of the list: starts that wait, then runs and starts that came to nothing, the last begun first."""
+        known = self.workspace.runs()
         names = {run.path.name for run in known}
-        rows = [_job_row(job, self.jobs) for job in reversed(self.jobs.all()) if job.name not in names]
-        return piece("history", [*rows, *(_row(self.standing(run)) for run in known)], chosen)
+        jobs = [job for job in reversed(self.jobs.all()) if job.name not in names]
+        lost = [job for job in jobs if job.started is not None and self.jobs.current()[0] != job.name]
+        rows = [_job_row(job, self.jobs) for job in jobs if job not in lost]
+        ended = [(_begun(run), _row(self.standing(run))) for run in known[:most]]
+        ended += [(job.started or job.asked, _job_row(job, self.jobs)) for job in lost]
+        return rows + [row for _, row in sorted(ended, key=lambda one: -one[0])]
+
+
+def _begun(run: RunFolder) -> float:
+    """When a run said its first word, in seconds since 1970; 0 where that cannot be read."""
+    try:
+        with open(run.path / EVENTS, encoding="utf-8", errors="replace") as log:
+            return float(json.loads(log.readline())["time"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
 
 
 def _job_row(job: Job, jobs: Jobs) -> dict[str, str]:
@@ -174,4 +202,5 @@ def comparison(run: RunFolder, found: dict[str, Any] | None) -> str:
     asked = f"Answers to {rows['answered']:,} of {rows['of']:,} held-out prompts: {rows['why']}."
     more = [asked, found["general"]["sentence"]]
     tables = {"table": compared.table(found), "tones": OUTCOMES, "sentence": found["sentence"], "more": more, "tone": outcome}
+    tables["caution"] = caution(figures(run.replay()))
     return piece("comparison", about | tables)

@@ -12,6 +12,8 @@ from llm_finetune_kit.ui.answers import MOST_NEW_TOKENS, Turn
 from llm_finetune_kit.ui.desk import Desk
 
 NOTHING = "Nothing to test yet", "Runs that are finished appear here: ask them, compare them, take them home."
+ASK = "Ask both"
+KEYS = "Enter asks, Shift+Enter begins a new line."
 SIDES = ({"key": "base", "title": "Base"}, {"key": "tuned", "title": "Tuned"})
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
@@ -25,9 +27,9 @@ def testing_tab(desk: Desk, tab: Any, blocks: Any) -> None:
     turns = gr.State([])
     talk = gr.HTML(conversation([]), elem_id="chat")
     with gr.Row(equal_height=False):
-        question = gr.Textbox(label="Question to both", lines=2, max_lines=6, scale=5, min_width=280, elem_id="question")
+        question = gr.Textbox(label="Question to both", info=KEYS, max_lines=6, scale=5, min_width=280, elem_id="question")
         with gr.Column(scale=1, min_width=160):
-            ask = gr.Button("Ask both", variant="primary", elem_id="ask")
+            ask = gr.Button(ASK, variant="primary", elem_id="ask")
             clear = gr.Button("Start over", elem_id="clear")
     with gr.Accordion("How they answer", open=False):
         tokens = gr.Slider(8, MOST_NEW_TOKENS, value=128, step=8, label="Longest answer in tokens", elem_id="longest")
@@ -37,13 +39,17 @@ def testing_tab(desk: Desk, tab: Any, blocks: Any) -> None:
         known = desk.tested()
         return gr.update(choices=known, value=chosen if chosen in known else next(iter(known), None))
 
-    def answered(name: str | None, said: list[Turn], asked: str, longest: float, warmth: float) -> Iterator[tuple[Any, str, str]]:
+    def answered(name: str | None, said: list[Turn], asked: str, longest: float, warmth: float) -> Iterator[tuple[Any, ...]]:
         try:
             how = GenerationSection(max_new_tokens=min(int(longest), MOST_NEW_TOKENS), temperature=float(warmth))
-            for grown in desk.answering.ask(desk.workspace.run(name or ""), said, asked, how):
-                yield grown, conversation(grown), ""
+            for place, grown in enumerate(desk.answering.ask(desk.workspace.run(name or ""), said, asked, how)):
+                at_work = ["", gr.update(value="Answering…", interactive=False), gr.update(interactive=False)]
+                yield grown, conversation(grown), *([gr.skip()] * 3 if place else at_work)  # what is typed meanwhile stays
         except KitError as error:
-            yield said, conversation(said) + views.error(error), asked
+            yield said, conversation(said) + views.error(error), asked, gr.skip(), gr.skip()
+
+    def ready() -> tuple[Any, Any]:
+        return gr.update(value=ASK, interactive=True), gr.update(interactive=True)
 
     def compare(name: str | None) -> str:
         try:
@@ -59,7 +65,9 @@ def testing_tab(desk: Desk, tab: Any, blocks: Any) -> None:
     run.change(fresh, None, [turns, talk], **QUIET)
     clear.click(fresh, None, [turns, talk], **QUIET)
     ways = [ask.click, question.submit]
-    gr.on(ways, answered, [run, turns, question, tokens, heat], [turns, talk, question], concurrency_limit=4, **QUIET)
+    shown = [turns, talk, question, ask, clear]
+    done = gr.on(ways, answered, [run, turns, question, tokens, heat], shown, concurrency_limit=4, **QUIET)
+    done.then(ready, None, [ask, clear], **QUIET)
 
 
 def conversation(turns: list[Turn]) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import filecmp
+import gzip
 import re
 import shutil
 import unicodedata
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,7 @@ JSON_NAMES, TABLE_NAMES = (".json", ".jsonl", ".ndjson"), (".csv", ".tsv", ".tab
 CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1f\x7f]")
 MARKUP = re.compile(rb"\s*<(!doctype|\?xml|html|head|body|script|svg|!--)|#!", re.IGNORECASE)
 PARQUET = b"PAR1"
+GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,18 @@ def arriving(workspace: Workspace) -> int:
 def take(workspace: Workspace, arrived: Path, name: str, limits: Limits = Limits()) -> str:
     """Move an upload into the workspace and return its name there, such as `uploads/train.jsonl`.
 
-    The same content under the same name is kept once. Raises UsageError for what is too large or no data; the file
+    What is gzipped is kept unpacked, and the limits hold for what was inside. The same content under the same name is
+    kept once. Raises UsageError for what is too large or no data; the file
     that arrived is gone either way. What lies elsewhere than where uploads arrive is not touched.
     """
     if not arrived.resolve().is_relative_to(workspace.incoming):
         raise UsageError(51, "this is no upload", fix="send the file again")
+    unpacked = arrived.with_name(f"{arrived.name}.unpacked")
     try:
+        if _is_gzip(arrived):
+            _unpack(arrived, unpacked, limits.file)
+            arrived.unlink()
+            arrived, name = unpacked, re.sub(r"\.gz(ip)?$", "", name, flags=re.IGNORECASE)
         count = arrived.stat().st_size
         bytes_used, files = used(workspace)
         if count > limits.file:
@@ -65,7 +74,29 @@ def take(workspace: Workspace, arrived: Path, name: str, limits: Limits = Limits
         workspace.uploads.mkdir(exist_ok=True)
         return _put(workspace, arrived, slug(Path(name).stem) or "data", suffix)
     finally:
-        arrived.unlink(missing_ok=True)
+        for path in (arrived, unpacked):
+            path.unlink(missing_ok=True)
+
+
+def _is_gzip(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == GZIP
+
+
+def _unpack(packed: Path, target: Path, most: int) -> None:
+    """Unpack piece by piece and stop at `most` bytes, however much a small file would grow to. Raises UsageError."""
+    count = 0
+    try:
+        with gzip.open(packed, "rb") as source, open(target, "wb") as file:
+            while part := source.read(PART):
+                count += len(part)
+                if count > most:
+                    why = f"one file may have {size(most)}, counted unpacked"
+                    raise UsageError(52, f"the unpacked file has more than {size(most)}", why=why, fix=f"put it {HERE}")
+                file.write(part)
+    except (zlib.error, EOFError, gzip.BadGzipFile) as error:
+        fix = "unpack it first, or write it anew with gzip"
+        raise UsageError(53, "this gzip file is damaged", why=str(error), fix=fix) from None
 
 
 def kind_of(path: Path, suffix: str) -> str:

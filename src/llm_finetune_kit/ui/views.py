@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -45,9 +46,9 @@ def piece(name: str, *values: Any) -> str:
     return legible(str(getattr(_parts(), name)(*values)))
 
 
-def error(fault: KitError) -> str:
-    """A fault as the page shows it: the problem, why, and what to do."""
-    return piece("error", fault)
+def error(fault: KitError, fields: Sequence[str] = ()) -> str:
+    """A fault as the page shows it: the problem, why, and what to do. The controls of the ids `fields` are marked."""
+    return piece("error", fault) + (piece("marked", fields) if fields else "")
 
 
 def hint(title: str, text: str) -> str:
