@@ -81,18 +81,22 @@ def _state(run: RunFolder, told: Sequence[Event]) -> tuple[str, str]:
 def runs(output_dir: Path) -> list[RunFolder]:
     """All runs under a folder, the last started first."""
     found = [path.parent for path in output_dir.glob(f"*/{EVENTS}")]
-    return [RunFolder(path) for path in sorted(found, key=_started, reverse=True)]
+    return [RunFolder(path) for path in sorted(found, key=_order, reverse=True)]
 
 
-def _started(run: Path) -> tuple[float, int, str]:
-    """When a run said its first word; runs of one instant follow the number in their names."""
+def started(run: Path) -> float:
+    """When a run said its first word, in seconds since 1970; 0 where that cannot be read."""
     try:
         with open(run / EVENTS, encoding="utf-8", errors="replace") as log:
-            time = float(json.loads(log.readline())["time"])
+            return float(json.loads(log.readline())["time"])
     except (OSError, ValueError, KeyError, TypeError):
-        time = 0.0
+        return 0.0
+
+
+def _order(run: Path) -> tuple[float, int, str]:
+    """By their first words; runs of one instant follow the number in their names."""
     number = re.search(r"-(\d+)$", run.name)
-    return time, int(number[1]) if number else 1, run.name
+    return started(run), int(number[1]) if number else 1, run.name
 
 
 def find_run(name: str | None, output_dir: Path) -> RunFolder:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from llm_finetune_kit.errors import KitError
 from llm_finetune_kit.events import Event, Failed, Finished, Planned, Warned
 from llm_finetune_kit.files import MANIFEST
-from llm_finetune_kit.folder import EVENTS, RunFolder
+from llm_finetune_kit.folder import RunFolder
 from llm_finetune_kit.report import compared, words
 from llm_finetune_kit.report.curve import loss_svg
 from llm_finetune_kit.report.figures import Figures, caution, figures, verdict
-from llm_finetune_kit.runs import Standing, standing
+from llm_finetune_kit.runs import Standing, standing, started
 from llm_finetune_kit.ui.jobs import Job, Jobs
 from llm_finetune_kit.ui.views import fault_in, fault_of, hint, piece
 from llm_finetune_kit.ui.watch import Watch, pace, stage
@@ -98,18 +97,9 @@ class RunsView:
         jobs = [job for job in reversed(self.jobs.all()) if job.name not in names]
         lost = [job for job in jobs if job.started is not None and self.jobs.current()[0] != job.name]
         rows = [_job_row(job, self.jobs) for job in jobs if job not in lost]
-        ended = [(_begun(run), _row(self.standing(run))) for run in known[:most]]
+        ended = [(started(run.path), _row(self.standing(run))) for run in known[:most]]
         ended += [(job.started or job.asked, _job_row(job, self.jobs)) for job in lost]
         return rows + [row for _, row in sorted(ended, key=lambda one: -one[0])]
-
-
-def _begun(run: RunFolder) -> float:
-    """When a run said its first word, in seconds since 1970; 0 where that cannot be read."""
-    try:
-        with open(run.path / EVENTS, encoding="utf-8", errors="replace") as log:
-            return float(json.loads(log.readline())["time"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0.0
 
 
 def _job_row(job: Job, jobs: Jobs) -> dict[str, str]:
