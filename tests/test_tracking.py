@@ -184,11 +184,16 @@ def test_hyperparameters_are_all_decided_values_and_say_which_were_asked(decided
     assert (found["model.name"], found["data.train_file"]) == ("mine", "3 rows")
 
 
+def of_trackers(heard: list[Event]) -> list[str]:
+    """What was warned of, but for the answers of three tokens."""
+    return [event.message for event in heard if isinstance(event, Warned) and "answers were cut" not in event.message]
+
+
 def test_a_whole_run_is_recorded_by_every_tracker(tmp_path: Path, journal: Path) -> None:
     heard: list[Event] = []
     run(asked(tmp_path / "out", *PRETENDED), heard.append)
     folder = tmp_path / "out" / "run"
-    assert not [event for event in heard if isinstance(event, Warned)]
+    assert of_trackers(heard) == []
     losses = {event.step: event.loss for event in heard if isinstance(event, Stepped)}
     batches = [row for call in calls(journal, "mlflow.log_batch") for row in call["metrics"]]
     assert {step: value for step, key, value in batches if key == "train/loss"} == losses
@@ -382,7 +387,7 @@ def test_fault_077_a_tracker_that_fails_is_told_once_and_left_out(
     tmp_path: Path, decided: RunConfig, journal: Path, monkeypatch: pytest.MonkeyPatch, call: str, kind: str
 ) -> None:
     monkeypatch.setenv("TRACKER_TROUBLE", f"{call}={kind}")
-    monkeypatch.setattr(tracking, "CLOSING", 1.5)
+    monkeypatch.setattr(tracking, "CLOSING", 2.4)
     started = time.monotonic()
     heard = told(tmp_path / "run", decided, "wandb", "trackio", wait=0.4)
     assert time.monotonic() - started < 5
@@ -416,7 +421,7 @@ def test_fault_077_training_is_the_same_to_the_bit_with_trackers_that_work_and_t
     monkeypatch.setenv("TRACKER_TROUBLE", "trackio.Run.log=raises")
     heard: list[Event] = []
     run(asked(tmp_path / "bad", *PRETENDED, **config), heard.append)
-    assert len([event for event in heard if isinstance(event, Warned)]) == 1
+    assert len(of_trackers(heard)) == 1
     assert any(isinstance(event, Finished) for event in heard)
     folders = [tmp_path / name / "run" for name in ("none", "good", "bad")]
     assert len({weights(folder) for folder in folders}) == 1
@@ -469,7 +474,7 @@ def test_fault_071_the_disk_of_tensorboard_is_really_full(tmp_path: Path) -> Non
     done = unshared(tmp_path, mount, *FINETUNE, "resume", "run", "--output-dir", "out")
     assert done.code == 0, done.err
     folder = RunFolder(tmp_path / "out" / "run")
-    warned = [event.message for event in folder.replay() if isinstance(event, Warned)]
+    warned = of_trackers(folder.replay())
     assert folder.finished
     assert len(warned) == 1 and "no longer recorded by tensorboard" in warned[0] and "No space left" in warned[0]
     assert "Traceback" not in done.err
