@@ -151,8 +151,8 @@ def test_a_wrong_command_line_is_a_usage_error(words: list[str], said: str, caps
 
 def test_the_cache_is_listed_and_cleared(flawed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(capsys, "data", "preview", write(flawed.with_name("good.jsonl"), ROWS), "--model", "demo")
-    _, out, _ = run(capsys, "data", "cache")
-    assert "good.jsonl" in out and "entries" in out
+    assert "good.jsonl" in run(capsys, "data", "cache", "--json")[1]  # the table folds a long path
+    assert "entries" in run(capsys, "data", "cache")[1]
     code, out, _ = run(capsys, "data", "cache", "clear")
     assert code == 0 and "removed" in out
     assert run(capsys, "data", "cache", "list")[1].startswith("0 entries")
