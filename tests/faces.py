@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 FINETUNE = [sys.executable, "-m", "llm_finetune_kit"]
 HEAVY = ("torch", "transformers", "peft", "matplotlib", "huggingface_hub", "datasets")
@@ -58,3 +60,15 @@ def start(command: list[str], folder: Path, environment: dict[str, str] | None =
 
 def finetune(folder: Path, *words: str, environment: dict[str, str] | None = None, light: bool = False) -> Done:
     return start([*FINETUNE, *words], folder, environment, light=light)
+
+
+def answer(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command line run in this process."""
+    from llm_finetune_kit.cli import main
+
+    try:
+        code = main(list(words))
+    except SystemExit as end:
+        code = int(end.code or 0)
+    said = capsys.readouterr()
+    return code, said.out, said.err

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from faces import FINETUNE, HEAVY, ROOT, Done, finetune, start
+from faces import FINETUNE, HEAVY, ROOT, Done, answer, finetune, start
 from llm_finetune_kit import __version__
 from llm_finetune_kit.arguments import FLAGS
-from llm_finetune_kit.cli import COMMANDS, main
+from llm_finetune_kit.cli import COMMANDS
 from llm_finetune_kit.config import knobs
 from llm_finetune_kit.errors import KitError
 from llm_finetune_kit.terminal import folded
@@ -31,16 +31,6 @@ ROWS = [{"prompt": f"Question {number}?", "response": f"Answer {number}."} for n
 
 def jsonl(rows: list[object]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def answer(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command line run in this process."""
-    try:
-        code = main(list(words))
-    except SystemExit as end:
-        code = int(end.code or 0)
-    said = capsys.readouterr()
-    return code, said.out, said.err
 
 
 # --- speed and imports -------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from faces import FINETUNE, ROOT
+from faces import FINETUNE, ROOT, answer
 from llm_finetune_kit import cli_explain, cli_runs
 from llm_finetune_kit.cli import COMMANDS, main
 from llm_finetune_kit.cli_completion import suggestions
@@ -38,16 +38,6 @@ from llm_finetune_kit.terminal import Terminal, print_comparison
 from llm_finetune_kit.trainers import QuickTrainer
 
 SHORT = {"evaluation.generation.max_new_tokens": 4, "evaluation.prompts": ["Hi"], "evaluation.compare": False}
-
-
-def answer(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command line run in this process."""
-    try:
-        code = main(list(words))
-    except SystemExit as end:
-        code = int(end.code or 0)
-    said = capsys.readouterr()
-    return code, said.out, said.err
 
 
 # --- init --------------------------------------------------------------------------------------------------

@@ -163,20 +163,7 @@ def generate(
     >>> generate("demo", "How are you?", how=GenerationSection(max_new_tokens=4)) != ""
     True
     """
-    return generate_all(model, [prompt], system=system, how=how, seed=seed, dtype=dtype)[0]
-
-
-def generate_all(
-    model: str,
-    prompts: Sequence[str | list[dict[str, Any]]],
-    *,
-    system: str | None = None,
-    how: GenerationSection | None = None,
-    seed: int = 0,
-    dtype: str | None = None,
-) -> list[str]:
-    """The answers to many prompts, or to conversations that end with a question, computed together."""
-    return [one.text for one in answer_all(model, prompts, system=system, how=how, seed=seed, dtype=dtype)]
+    return answer_all(model, [prompt], system=system, how=how, seed=seed, dtype=dtype)[0].text
 
 
 def answer_all(
@@ -188,7 +175,8 @@ def answer_all(
     seed: int = 0,
     dtype: str | None = None,
 ) -> list[Answer]:
-    """As `generate_all`, each answer with its length in tokens and whether it ended by itself."""
+    """The answers to many prompts, or to conversations that end with a question, computed together: each with its length
+    in tokens and whether it ended by itself."""
     from llm_finetune_kit.generation import answers
 
     opened = _open(model, dtype)

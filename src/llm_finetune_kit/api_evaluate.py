@@ -173,16 +173,14 @@ def _wish(
 
 
 def _opened(model: Any, tokenizer: Any = None, dtype: str | None = None) -> Any:
-    from llm_finetune_kit.hardware import this_machine
-    from llm_finetune_kit.opening import open_model, opened
+    from llm_finetune_kit.opening import open_here, opened
 
     if not isinstance(model, (str, Path)):
         if tokenizer is None:
             fix = "give it beside the model, or name a folder that holds both"
             raise UsageError(16, "a loaded model comes without its tokenizer", where="tokenizer", fix=fix)
         return opened(model, tokenizer)
-    machine = this_machine()
-    return open_model(str(model), dtype=dtype or ("bfloat16" if machine.bfloat16 else "float32"), device=machine.device)
+    return open_here(str(model), dtype)
 
 
 def _read(data: Any, settings: DataSection) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from llm_finetune_kit.beginning import RESOLVED
 from llm_finetune_kit.errors import MachineError, ModelError, UsageError
 from llm_finetune_kit.evaluation.asking import general_tokens
 from llm_finetune_kit.files import MANIFEST, commit, damage, read_json, write_whole
@@ -18,8 +19,8 @@ from llm_finetune_kit.models.loading import DTYPES
 from llm_finetune_kit.opening import Opened, open_model
 from llm_finetune_kit.report.card import loading_code
 from llm_finetune_kit.runs import find_result
+from llm_finetune_kit.training.saving import CARD
 
-CARD = "README.md"
 PROBE = 128  # tokens whose logits are compared before and after merging
 # How far the merged model's logits may be from the adapter's, as a share of their size: rounding, and no more.
 LIMIT = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
@@ -92,7 +93,7 @@ def _checked(where: str, source: Path, out: Path, overwrite: bool) -> dict[str, 
 
 def _as_trained(source: Path) -> str:
     """The number format of the run's matrix products, and float32 where no run stands around the adapter."""
-    record = source.parent / "resolved.json"
+    record = source.parent / RESOLVED
     if not record.is_file():
         return "float32"
     return str(read_json(record)["config"]["model"]["dtype"] or "float32")

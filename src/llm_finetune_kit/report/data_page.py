@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from jinja2 import PackageLoader, StrictUndefined
-from jinja2.sandbox import SandboxedEnvironment
 from markupsafe import Markup
 
 from llm_finetune_kit.data.quality.findings import KINDS
 from llm_finetune_kit.report.figures import legible
+from llm_finetune_kit.report.templates import templates
 from llm_finetune_kit.report.words import name
 
 TONES = {"error": "bad", "warning": "flat", "note": "open"}
@@ -21,13 +20,7 @@ def page(report: dict[str, Any], samples: list[str] | None = None, xray_html: st
 
     Everything is escaped but `xray_html`, the mask X-ray, which is inserted as it is.
     """
-    environment = SandboxedEnvironment(
-        loader=PackageLoader("llm_finetune_kit", "assets"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("assets")
     environment.filters |= {"count": lambda number: f"{number:,}", "short": name}
     worst = next((found["severity"] for found in report["findings"]), "")
     return legible(

@@ -9,7 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from llm_finetune_kit import config
@@ -23,6 +22,7 @@ from llm_finetune_kit.report.figures import Figures, caution, legible
 from llm_finetune_kit.report.log import in_words
 from llm_finetune_kit.report.record import Record, read_record
 from llm_finetune_kit.report.small_curves import small_curves
+from llm_finetune_kit.report.templates import templates
 from llm_finetune_kit.report.xray_views import xray_html
 
 FILES = {
@@ -64,13 +64,7 @@ def write_page(folder: Path, record: Record | None = None) -> None:
 
 def page(record: Record, folder: Path) -> str:
     """The report as HTML; every text that a model, a data set or a user wrote is escaped."""
-    environment = Environment(
-        loader=PackageLoader("llm_finetune_kit", "assets"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("assets")
     environment.filters |= {
         "loss": words.loss,
         "perplexity": words.perplexity,

@@ -11,7 +11,7 @@ from typing import Any
 
 from llm_finetune_kit.config import GenerationSection
 from llm_finetune_kit.errors import UsageError
-from llm_finetune_kit.files import read_json
+from llm_finetune_kit.files import MANIFEST, read_json
 from llm_finetune_kit.folder import RunFolder
 
 SIDES = ("tuned", "base")  # in the order they are asked
@@ -75,16 +75,14 @@ class Answering:
 
     def _opened(self, run: RunFolder) -> dict[str, Any]:
         """The run's model as both sides use it: an adapter that can be switched off, else two models."""
-        key = (run.path, (run.final / "manifest.json").stat().st_mtime_ns)
+        key = (run.path, (run.final / MANIFEST).stat().st_mtime_ns)
         if key != self._key:
             self._open, self._key = {}, None  # the one before makes room first
-            from llm_finetune_kit.hardware import this_machine
-            from llm_finetune_kit.opening import open_model
+            from llm_finetune_kit.beginning import RESOLVED
+            from llm_finetune_kit.opening import open_here
 
-            machine = this_machine()
-            how: dict[str, Any] = {"dtype": "bfloat16" if machine.bfloat16 else "float32", "device": machine.device}
-            tuned = open_model(os.path.relpath(run.final), **how)  # faults then name no folder of the machine
-            base = tuned if tuned.is_adapter else open_model(str(read_json(run.path / "resolved.json")["base_model"]), **how)
+            tuned = open_here(os.path.relpath(run.final))  # faults then name no folder of the machine
+            base = tuned if tuned.is_adapter else open_here(str(read_json(run.path / RESOLVED)["base_model"]))
             self._open, self._key = {"tuned": tuned, "base": base}, key
         return self._open
 

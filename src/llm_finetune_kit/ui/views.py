@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from jinja2 import PackageLoader, StrictUndefined
-from jinja2.sandbox import SandboxedEnvironment
 from markupsafe import Markup
 
 from llm_finetune_kit.data.quality.findings import KINDS
 from llm_finetune_kit.errors import KitError, MachineError
 from llm_finetune_kit.report import words
 from llm_finetune_kit.report.figures import legible
+from llm_finetune_kit.report.templates import templates
 
 TONES = {"LoRA": "good", "with recompute": "good", "QLoRA": "flat", "no": "bad"}
 MEANS = {
@@ -30,13 +29,7 @@ SAID = re.compile(r"error\[([A-Z]+)-(\d+)\] (.*?)(?:\n  why:  (.*?))?(?:\n  fix:
 
 @cache
 def _parts() -> Any:
-    environment = SandboxedEnvironment(
-        loader=PackageLoader("llm_finetune_kit", "assets/ui"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("assets/ui")
     environment.filters |= {"size": words.size, "count": count, "said": words.value, "short": words.name}
     return environment.get_template("parts.html.jinja").module
 
