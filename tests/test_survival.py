@@ -24,7 +24,20 @@ from llm_finetune_kit import files
 from llm_finetune_kit.cli_runs import resume_command, runs_command
 from llm_finetune_kit.config import RunConfig
 from llm_finetune_kit.errors import BusyError, ConfigError, Interrupted, KitError, MachineError, ModelError, TrainingError
-from llm_finetune_kit.events import Evaluated, Event, Failed, Finished, Noted, Resumed, Sampled, Saved, Stage, Stepped, Warned
+from llm_finetune_kit.events import (
+    Evaluated,
+    Event,
+    Failed,
+    Finished,
+    Noted,
+    Resumed,
+    Sampled,
+    Saved,
+    Saving,
+    Stage,
+    Stepped,
+    Warned,
+)
 from llm_finetune_kit.files import damage, fault_from, write_json
 from llm_finetune_kit.folder import RunFolder
 from llm_finetune_kit.run import resume, run
@@ -152,7 +165,7 @@ def test_fault_064_a_second_sigint_stops_at_once_and_harms_nothing(at: Campaign,
         pytest.param(lambda event: isinstance(event, Stage) and event.name == "model", id="loading"),
         pytest.param(lambda event: isinstance(event, Evaluated) and event.step == 0, id="first evaluation"),
         pytest.param(lambda event: isinstance(event, Stepped) and event.step == 8, id="evaluation"),
-        pytest.param(lambda event: isinstance(event, Saved) and event.step == 6, id="saving"),
+        pytest.param(lambda event: isinstance(event, Saving) and event.step == 6, id="saving"),
         pytest.param(lambda event: isinstance(event, Sampled) and event.step == 5, id="sample"),
         pytest.param(lambda event: isinstance(event, Sampled) and event.step % 5 > 0, id="end"),
     ],
@@ -284,7 +297,7 @@ def test_fault_069_whatever_the_disk_answers_is_told_and_nothing_is_lost(fault: 
     config = asked(at, tmp_path, training__on_disk_full="stop")
 
     def arm(event: Event) -> None:
-        if isinstance(event, Stepped) and event.step == 5:
+        if isinstance(event, Saving) and event.step == 6:  # the checkpoint before it is whole by now
             files.armed = fault_from(fault)
 
     with pytest.raises(MachineError, match="checkpoint-6 cannot be written") as caught:
