@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from llm_finetune_kit.models.attention import per_document_attention
-from llm_finetune_kit.models.cpu_attention import KEPT, ROWS, BlockedAttention
+from llm_finetune_kit.models.cpu_attention import KEPT, ROWS, SHORTEST, BlockedAttention
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,8 +53,8 @@ def test_a_kept_and_a_recomputed_pair_are_the_same(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("extra", [{}, {"sliding_window": 50}, {"softcap": 3.0}], ids=["plain", "window", "softcap"])
 def test_parts_that_go_on_from_a_shared_beginning_are_whole_documents(dtype: torch.dtype, extra: dict[str, float]) -> None:
-    """A tree of 30 tokens, under it 20 of which 9 and 70 go on, and 40: three documents, whose beginnings stand once."""
-    lengths, parents = (30, 20, 9, 70, 40), (-1, 0, 1, 1, 0)
+    """A tree of 30 tokens, under it 20 of which 9 and 128 go on, and 40: three documents, whose beginnings stand once."""
+    lengths, parents = (30, 20, 9, SHORTEST, 40), (-1, 0, 1, 1, 0)
     chains = [[0, 1, 2], [0, 1, 3], [0, 4]]
     query, key, value, slope = (part.to(dtype) for part in inputs(sum(lengths), 4, 2))
     module = torch.nn.Module()
