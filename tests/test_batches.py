@@ -181,3 +181,64 @@ def test_evaluation_sees_every_example_once_within_the_budget(seed: int, packing
     assert sorted(seen) == np.flatnonzero(tokens.targets > 0).tolist()
     assert sum(work.targets for work in passes) == tokens.targets.sum()
     assert max(work.tokens for work in passes) <= 128
+
+
+# --- beginnings that are shared ----------------------------------------------------------------------------
+
+
+def branching(seed: int, count: int, longest: int = 40) -> Tokens:
+    """Rows of few different tokens, grown from each other's beginnings; what is learned begins anywhere behind the first."""
+    generator = random.Random(seed)
+    documents: list[list[int]] = []
+    for _ in range(count):
+        before = generator.choice(documents)[: generator.randint(0, longest)] if documents and generator.random() < 0.7 else []
+        documents.append([*before, *(generator.randint(0, 2) for _ in range(generator.randint(2, longest)))])
+    ids = np.concatenate(documents).astype(np.int32)
+    lengths = [len(document) for document in documents]
+    trained = np.concatenate([np.arange(length) >= generator.randint(1, length) for length in lengths])
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return Tokens(ids, trained, starts, np.arange(count, dtype=np.int32))
+
+
+def read(work: Pass) -> list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+    """The documents of a pass as (tokens, positions that are kept, labels), put together from its parts."""
+    ids, positions, keep = (part[0].split(work.lengths) for part in (work.input_ids, work.position_ids, work.keep))
+    labels, parents, found = work.labels.tolist(), work.parents or [-1] * len(work.lengths), []
+    for index in range(len(work.lengths)):
+        if not keep[index].any():
+            continue
+        chain, at = [index], parents[index]
+        while at >= 0:
+            chain.insert(0, at)
+            at = parents[at]
+        whole = torch.cat([ids[part] for part in chain])
+        kept = torch.cat([keep[part] for part in chain]).nonzero().flatten().tolist()
+        assert torch.cat([positions[part] for part in chain]).tolist() == list(range(len(whole)))
+        found.append((tuple(whole.tolist()), tuple(kept), tuple(labels[: len(kept)])))
+        labels = labels[len(kept) :]
+    assert not labels
+    return sorted(found)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_shared_passes_hold_the_same_documents_and_fewer_tokens(seed: int) -> None:
+    tokens = branching(seed, count=1 + seed % 17)
+    rows, budget = range(len(tokens)), random.Random(seed).choice([20, 60, 150, 10**6])
+    plain, shared = (make_passes(tokens, rows, budget, sharing=sharing) for sharing in (False, True))
+    assert sorted(itertools.chain.from_iterable(map(read, shared))) == sorted(itertools.chain.from_iterable(map(read, plain)))
+    assert sum(work.tokens + work.shared for work in shared) == sum(work.tokens for work in plain)
+    for work in shared:
+        assert work.tokens <= budget or len(read(work)) == 1
+        assert all(parent < index for index, parent in enumerate(work.parents or []))
+
+
+def test_a_long_prompt_that_all_rows_share_stands_once_a_pass() -> None:
+    prompt, answers = list(range(1500)), [[2000 + row] * 20 for row in range(16)]
+    ids = np.concatenate([prompt + answer for answer in answers]).astype(np.int32)
+    trained = np.concatenate([np.arange(1520) >= 1500 for _ in answers])
+    tokens = Tokens(ids, trained, np.arange(17) * 1520, np.arange(16, dtype=np.int32))
+    (work,) = make_passes(tokens, range(16), 2048, sharing=True)
+    assert work.tokens == 1499 + 16 * 20
+    held_out = list(evaluation_passes(tokens, 2048, sharing=True))
+    assert [work.tokens for work in held_out] == [1499 + 16 * 20]
+    assert len(make_passes(tokens, range(16), 2048, packing=False, sharing=True)) == 16

@@ -49,6 +49,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "training.checkpoint_every": (2, {"training.gradient_checkpointing": True}),
     "training.threads": (2, {"training.threads": 1}),
     "training.packing": (False, {}),
+    "training.share_prompts": (False, {}),
     "training.tokens_per_pass": (64, {}),
     "training.save_steps": (7, {}),
     "training.eval_steps": (7, {}),

@@ -182,6 +182,60 @@ def test_passes_are_mechanics_and_never_change_the_gradient(family: str, tmp_pat
         assert apart(grad, reference) < 1e-5, way
 
 
+def alike() -> Tokens:
+    """The same rows, of which four begin with the same 20 tokens, two of these with 35, and two others with 9 of them."""
+    tokens = rows((60, 41, 33, 75, 22, 30, 12, 17), (40, 24, 30, 68, 21, 20, 9, 7))
+    starts = tokens.starts
+    for source, target, count in ((0, 1, 20), (0, 2, 20), (0, 3, 35), (1, 4, 20), (0, 6, 9), (5, 7, 7)):
+        tokens.ids[starts[target] : starts[target] + count] = tokens.ids[starts[source] : starts[source] + count]
+    return tokens
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_beginnings_that_prompts_share_are_computed_once_with_the_same_gradient(family: str, tmp_path: Path) -> None:
+    tokens = alike()
+    loss, reference = textbook(family, tokens)
+    objective = Objective(loaded(family, tmp_path), torch.float32)
+    assert objective.shares
+    for budget in (10**6, 120, 64):
+        passes = make_passes(tokens, range(8), budget, sharing=True)
+        assert sum(work.shared for work in passes) >= 20
+        ours, grad = in_passes(objective, passes)
+        assert ours == pytest.approx(loss, rel=1e-6)
+        assert apart(grad, reference) < 1e-5
+        assert mean_loss(objective, passes)[0] == pytest.approx(loss, rel=1e-6)
+
+
+def test_beginnings_are_shared_under_lora_in_bfloat16_and_with_recomputing() -> None:
+    tokens = alike()
+    grads = []
+    for sharing, every in ((False, 0), (True, 0), (True, 1)):
+        model = add_lora(
+            tiny("llama").bfloat16(), r=4, alpha=8, dropout=0.0, targets=["q_proj", "down_proj"], base_name="x", seed=1
+        )
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if "lora_B" in name:
+                    weight.normal_(std=0.1)
+        torch.manual_seed(0)
+        recompute_blocks(model, every)
+        grads.append(in_passes(Objective(model, torch.bfloat16), make_passes(tokens, range(8), 10**6, sharing=sharing))[1])
+    assert apart(grads[1], grads[0]) < 2e-2
+    assert torch.equal(grads[1], grads[2])
+
+
+@pytest.mark.parametrize("drops", ["the model's", "the adapter's"])
+def test_nothing_is_shared_where_dropout_is_at_work(drops: str) -> None:
+    model = tiny("gpt2")
+    if drops == "the model's":
+        model.transformer.drop.p = 0.1
+    else:
+        model = add_lora(model, r=2, alpha=2, dropout=0.1, targets=["c_attn"], base_name="x", seed=0)
+    objective = Objective(model, torch.float32)
+    assert objective.packs
+    assert not objective.shares
+
+
 @pytest.mark.parametrize("family", SCALED_HEADS)
 def test_a_head_that_is_more_than_a_linear_layer_is_computed_by_its_model(family: str, tmp_path: Path) -> None:
     tokens = rows()
@@ -200,6 +254,7 @@ def test_a_model_that_would_mix_packed_documents_computes_each_alone(family: str
     loss, reference = textbook(family, tokens)
     objective = Objective(loaded(family, tmp_path), torch.float32)
     assert not objective.packs
+    assert not objective.shares
     for way, arranged in WAYS.items():
         ours, grad = in_passes(objective, arranged(tokens))
         assert ours == pytest.approx(loss, rel=1e-6), way

@@ -31,6 +31,7 @@ MECHANICS = (
     "training.logging_steps",
     "training.tokens_per_pass",
     "training.packing",
+    "training.share_prompts",
     "training.gradient_checkpointing",
     "training.checkpoint_every",
     "training.threads",

@@ -159,6 +159,9 @@ class TrainingSection(Section):
     )
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of matrix products.")
     packing: bool = Field(True, description="Put several examples into one pass, kept apart from each other.")
+    share_prompts: bool = Field(
+        True, description="Compute once what prompts of a pass begin with alike; the gradient is the same."
+    )
     tokens_per_pass: int | None = Field(
         None, ge=16, le=1 << 30, description="Tokens computed at once; changes memory and speed, never the result."
     )

@@ -1,7 +1,8 @@
 """Which examples make a step, and in what passes they are computed.
 
 Examples per step are meaning: step k takes `order(seed, epoch)[k*E:(k+1)*E]`, whatever the hardware.
-Passes are mechanics: the step's examples are packed into rows of at most `tokens_per_pass` tokens.
+Passes are mechanics: the step's examples are packed into rows of at most `tokens_per_pass` tokens, in which
+what prompts begin with alike may stand once (`data.prefixes`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import numpy as np
 import torch
 
 from llm_finetune_kit.data.masks import Tokens
+from llm_finetune_kit.data.prefixes import parts_of, shared_groups
+
+SHARING = 256  # rows of an evaluation among which shared beginnings are looked for
 
 
 def order(examples: int, seed: int, epoch: int) -> np.ndarray:
@@ -42,16 +46,23 @@ def step_tokens(train: Any, per_step: int, seed: int, step: int) -> Tokens:
 
 @dataclass(frozen=True)
 class Pass:
-    """One row of packed documents. A document's input is its example up to the last token but one that is learned."""
+    """One row of packed documents. A document's input is its example up to the last token but one that is learned.
+
+    Without `parents` each part of the row is a document. With them a part goes on where its parent ends, and the
+    documents are the parts that have targets.
+    """
 
     input_ids: torch.Tensor  # int64 [1, tokens]
     position_ids: torch.Tensor  # int64 [1, tokens], restarting at 0 with each document
     keep: torch.Tensor  # bool [1, tokens]: positions whose next token is a target
     labels: torch.Tensor  # int64 [targets]: those next tokens
-    lengths: tuple[int, ...]  # tokens of each document
+    lengths: tuple[int, ...]  # tokens of each part
+    parents: tuple[int, ...] | None = None  # of each part: the index of the one it goes on from, or -1
+    shared: int = 0  # tokens of documents that need not be computed, as they are in a parent
 
     @property
     def tokens(self) -> int:
+        """Tokens that are computed."""
         return self.input_ids.shape[1]
 
     @property
@@ -62,10 +73,10 @@ class Pass:
         ids, positions, keep, labels = (
             tensor.to(device, non_blocking=True) for tensor in (self.input_ids, self.position_ids, self.keep, self.labels)
         )
-        return Pass(ids, positions, keep, labels, self.lengths)
+        return Pass(ids, positions, keep, labels, self.lengths, self.parents, self.shared)
 
     def documents(self) -> Iterator[Pass]:
-        """Each document as a pass of its own."""
+        """Each document as a pass of its own, where the parts are documents."""
         begin = targets = 0
         for length in self.lengths:
             span = (slice(None), slice(begin, begin + length))
@@ -93,11 +104,19 @@ def arrange(lengths: Sequence[int], budget: int, *, packing: bool = True) -> lis
     return groups
 
 
-def make_passes(tokens: Tokens, examples: Sequence[int] | np.ndarray, budget: int, *, packing: bool = True) -> list[Pass]:
-    """The passes that compute these examples; examples without a target take no part."""
+def make_passes(
+    tokens: Tokens, examples: Sequence[int] | np.ndarray, budget: int, *, packing: bool = True, sharing: bool = False
+) -> list[Pass]:
+    """The passes that compute these examples; examples without a target take no part.
+
+    With `sharing` what prompts of a pass begin with alike is computed once, if the passes are packed.
+    """
     documents = [document for index in examples if (document := _document(tokens, int(index))) is not None]
-    groups = arrange([len(ids) for ids, _, _ in documents], budget, packing=packing)
-    return [_pack([documents[index] for index in group]) for group in groups]
+    ids, prompts = [ids for ids, _, _ in documents], [int(keep.argmax()) for _, keep, _ in documents]
+    if not (packing and sharing and documents):
+        return [_pack([documents[index] for index in group]) for group in arrange(list(map(len, ids)), budget, packing=packing)]
+    groups = shared_groups(ids, prompts, budget) or arrange(list(map(len, ids)), budget)
+    return [_share([documents[index] for index in group]) for group in groups]
 
 
 def _document(tokens: Tokens, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
@@ -123,10 +142,30 @@ def _pack(documents: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Pass:
     )
 
 
-def evaluation_passes(tokens: Tokens, budget: int, *, packing: bool = True) -> Iterator[Pass]:
+def _share(documents: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Pass:
+    parts = parts_of([ids for ids, _, _ in documents], [int(keep.argmax()) for _, keep, _ in documents])
+    if len(parts) == len(documents):
+        return _pack(documents)
+    ids, keep = (np.concatenate([documents[part.document][kind][part.begin : part.end] for part in parts]) for kind in (0, 1))
+    last = [part for part in parts if part.end == len(documents[part.document][0])]
+    return Pass(
+        torch.from_numpy(ids.astype(np.int64))[None],
+        torch.from_numpy(np.concatenate([np.arange(part.begin, part.end) for part in parts]))[None],
+        torch.from_numpy(keep)[None],
+        torch.from_numpy(np.concatenate([documents[part.document][2] for part in last]).astype(np.int64)),
+        tuple(part.end - part.begin for part in parts),
+        tuple(part.parent for part in parts),
+        shared=sum(len(ids) for ids, _, _ in documents) - len(ids),
+    )
+
+
+def evaluation_passes(tokens: Tokens, budget: int, *, packing: bool = True, sharing: bool = False) -> Iterator[Pass]:
     """Every example once, in passes within the budget, made as they are asked for."""
-    groups = arrange([int(length) for length in tokens.lengths], budget, packing=packing)
-    for group in groups:
+    if packing and sharing:
+        for start in range(0, len(tokens), SHARING):
+            yield from make_passes(tokens, range(start, min(start + SHARING, len(tokens))), budget, sharing=True)
+        return
+    for group in arrange([int(length) for length in tokens.lengths], budget, packing=packing):
         yield from make_passes(tokens, group, 2 * budget, packing=packing)
 
 

@@ -1,12 +1,14 @@
 """Attention over packed rows that costs nothing across documents.
 
 Several documents lie one after another in a row. A dense mask over the row computes all pairs and throws
-most away; here every document attends to itself alone. Registered with transformers under NAME; the
-documents' lengths travel as the keyword `document_lengths` through the model's forward.
+most away; here every document attends to itself alone, and a part of one that goes on where another part
+ends (`data.prefixes`) to that one too. Registered with transformers under NAME; `document_lengths` and
+`document_parents` travel as keywords through the model's forward.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.masking_utils import sdpa_mask
 
 from llm_finetune_kit.errors import ModelError
+from llm_finetune_kit.models.cpu_attention import SHORTEST, BlockedAttention
 
 NAME = "per_document"
 
@@ -31,34 +34,49 @@ def per_document_attention(
     softcap: float | None = None,
     sliding_window: int | None = None,
     document_lengths: tuple[int, ...] | None = None,
+    document_parents: tuple[int, ...] | None = None,
     s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention inside each document; query [1, heads, T, d], key and value [1, kv heads, T, d].
 
-    Without `document_lengths` (generation) it is ordinary masked attention over the batch. On a CPU the core
-    runs in float32, which measured 2.3 times faster than bfloat16 there on short documents.
+    Without `document_lengths` (generation) it is ordinary masked attention over the batch. On a CPU torch's core
+    runs in float32, which measured 2.3 times faster than bfloat16 there on short documents; longer ones in bfloat16
+    have a core of their own (`cpu_attention`).
     Returns [1, T, heads, d]. Raises ModelError for attention sinks (`s_aux`), which are not computed here.
     """
     if s_aux is not None:
         raise ModelError(8, "its attention has sinks, which cannot be trained here yet", fix="choose another model")
     dtype = query.dtype
-    groups = query.shape[1] // key.shape[1]
     with torch.autocast(query.device.type, enabled=False):
-        if query.device.type == "cpu":
-            query, key, value = query.float(), key.float(), value.float()
-        if document_lengths is None and query.shape[2] == 1 and (attention_mask is None or attention_mask.shape[1] == 1):
-            out = _one_token(query, key, value, attention_mask, dropout, scaling, softcap)
-            return out.transpose(1, 2).to(dtype), None
-        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-        if document_lengths is None and attention_mask is None and query.shape[2] == key.shape[2]:
-            out = _document(query, key, value, dropout, scaling, softcap, sliding_window)
-        elif document_lengths is None:
-            out = _attend(query, key, value, attention_mask, dropout, scaling, softcap)
-        else:
-            spans = zip(*(part.split(document_lengths, dim=2) for part in (query, key, value)), strict=True)
+        if document_lengths is not None:
+            parts = [part.split(document_lengths, dim=2) for part in (query, key, value)]
+            spans = zip(parts[0], *(_with_beginnings(part, document_parents) for part in parts[1:]), strict=True)
             out = torch.cat([_document(q, k, v, dropout, scaling, softcap, sliding_window) for q, k, v in spans], dim=2)
+            return out.transpose(1, 2), None
+        if query.shape[2] == 1 and (attention_mask is None or attention_mask.shape[1] == 1):
+            out = _one_token(*_for_core(query, key, value), attention_mask, dropout, scaling, softcap)
+        elif attention_mask is None and query.shape[2] == key.shape[2]:
+            out = _document(query, key, value, dropout, scaling, softcap, sliding_window)
+        else:
+            query, key, value = _for_core(query, key, value)
+            groups = query.shape[1] // key.shape[1]
+            out = _attend(query, repeat_kv(key, groups), repeat_kv(value, groups), attention_mask, dropout, scaling, softcap)
     return out.transpose(1, 2).to(dtype), None
+
+
+def _with_beginnings(parts: Sequence[torch.Tensor], parents: tuple[int, ...] | None) -> list[torch.Tensor]:
+    """Keys or values [1, heads, n, d] of each part, behind those of the parts that it goes on from."""
+    whole: list[torch.Tensor] = []
+    for index, part in enumerate(parts):
+        parent = -1 if parents is None else parents[index]
+        whole.append(part if parent < 0 else torch.cat([whole[parent], part], dim=2))
+    return whole
+
+
+def _for_core(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As torch's kernels take them: on a CPU in float32."""
+    return (query.float(), key.float(), value.float()) if query.device.type == "cpu" else (query, key, value)
 
 
 def _document(
@@ -70,14 +88,25 @@ def _document(
     softcap: float | None,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    length = query.shape[2]
+    """Causal attention of the last n of m tokens: query [1, heads, n, d], key and value [1, kv heads, m, d]."""
+    count, length = query.shape[2], key.shape[2]
     window = sliding_window if sliding_window is not None and sliding_window < length else None
-    if softcap is None and window is None:
-        return scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scaling, is_causal=True)
-    mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
-    if window is not None:
-        mask = mask.triu(1 - window)
-    return _attend(query, key, value, mask, dropout, scaling, softcap)
+    plain = softcap is None and window is None
+    if plain and not dropout and length >= SHORTEST and query.device.type == "cpu" and query.dtype is torch.bfloat16:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        own: torch.Tensor = BlockedAttention.apply(query[0], key[0], value[0], scale)[None]
+        return own
+    dtype, groups = query.dtype, query.shape[1] // key.shape[1]
+    query, key, value = _for_core(query, key, value)
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    if plain and count == length:
+        out = scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=scaling, is_causal=True)
+    else:
+        mask = torch.ones(count, length, dtype=torch.bool, device=query.device).tril(length - count)
+        if window is not None:
+            mask = mask.triu(length - count + 1 - window)
+        out = _attend(query, key, value, mask, dropout, scaling, softcap)
+    return out.to(dtype)
 
 
 def _one_token(

@@ -15,13 +15,14 @@ import torch
 from llm_finetune_kit.data.batches import Pass, evaluation_passes, make_passes, step_tokens, steps_per_epoch
 from llm_finetune_kit.data.masks import Tokens
 from llm_finetune_kit.errors import TrainingError
-from llm_finetune_kit.events import Evaluated, Listen, Stepped, Warned
+from llm_finetune_kit.events import Evaluated, Listen, Noted, Stepped, Warned
 from llm_finetune_kit.hardware import held_memory, release_memory, resident_memory
 from llm_finetune_kit.training.checkpoint import Progress, random_state, restore_random_state
 from llm_finetune_kit.training.room import is_out_of_memory, smaller
 from llm_finetune_kit.training.step import Objective, accumulate, mean_loss
 
 GROWTH = 1.1  # times what a first step took, from which on a CPU's unused memory is given back
+TOLD = 0.1  # of a step's tokens, from which on shared beginnings are told
 SPIKE = 4.0  # times the usual loss, from which on a loss is told as a spike
 USUAL = 0.9  # share of the past in the usual loss, a running mean
 
@@ -40,6 +41,7 @@ class Schedule:
     patience: int | None
     seed: int
     scaled: bool = False  # float16 products, whose loss is scaled
+    sharing: bool = True  # what prompts of a pass begin with alike is computed once, where the model can
     sample_steps: int | None = None  # between answers during training; without it there are none
 
     @property
@@ -164,10 +166,13 @@ def _one_step(
         scaling.grow()
     optimizer.zero_grad(set_to_none=True)
     seconds = time.perf_counter() - started
-    targets, tokens = sum(work.targets for work in passes), sum(work.tokens for work in passes)
+    targets, tokens = sum(work.targets for work in passes), sum(work.tokens + work.shared for work in passes)
     progress.step += 1
     progress.tokens += tokens
     progress.seconds += seconds
+    shared = sum(work.shared for work in passes)
+    if progress.step == 1 and shared > TOLD * tokens:
+        listen(Noted(f"{shared:,} of {tokens:,} tokens of this step are beginnings that prompts share: each is computed once"))
     per_epoch = steps_per_epoch(len(train), schedule.examples_per_step)
     epoch = progress.step / per_epoch
     listen(Stepped(progress.step, schedule.steps, epoch, loss, rate, norm, tokens, targets, seconds, held_memory()))
@@ -187,7 +192,8 @@ def _gradient(
     scale = progress.loss_scale.scale if progress.loss_scale else 1.0
     while True:
         budget = progress.tokens_per_pass or schedule.tokens_per_pass
-        passes = make_passes(examples, range(len(examples)), budget, packing=schedule.packing)
+        sharing = schedule.sharing and objective.shares
+        passes = make_passes(examples, range(len(examples)), budget, packing=schedule.packing, sharing=sharing)
         random = random_state()
         try:
             return float(accumulate(objective, passes, scale)), passes
@@ -284,9 +290,10 @@ def _held_out_loss(
 ) -> tuple[float, int]:
     """Mean loss and targets, in smaller passes where memory runs out. Raises _Stopped where the run is to stop."""
     done: list[Pass] = []  # only the last one
+    sharing = schedule.sharing and objective.shares
 
     def passes(budget: int) -> Iterator[Pass]:
-        for work in evaluation_passes(held_out, budget, packing=schedule.packing):
+        for work in evaluation_passes(held_out, budget, packing=schedule.packing, sharing=sharing):
             if asked_to_stop():
                 raise _Stopped
             done[:] = [work]

@@ -82,7 +82,8 @@ class Objective:
 
     `dtype` is what matrix products use. Where the model's head is a plain linear layer (checked by comparing
     logits once, never assumed) it is computed by HeadLoss; otherwise by the model itself. Where the model keeps
-    packed documents apart (probed once, too) it computes whole passes; otherwise one document at a time.
+    packed documents apart (probed once, too) it computes whole passes; otherwise one document at a time. Where it
+    also lets a document go on from a part of the pass that others share, `shares` is true.
     """
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
@@ -94,7 +95,7 @@ class Objective:
         self.softcap: float | None = getattr(base.config, "final_logit_softcapping", None)
         self.device = self.head.weight.device
         self.plain_head = type(self.head) is torch.nn.Linear and self._head_is_plain(base)
-        self.packs = self._documents_stay_apart(base)
+        self.packs, self.shares = self._abilities(base)
 
     @property
     def head(self) -> Any:
@@ -115,12 +116,13 @@ class Objective:
         base.train(was_training)
         return torch.equal(whole, parts)
 
-    def _documents_stay_apart(self, base: Any) -> bool:
-        """Whether a document in a pass comes out as it does alone, whatever stands before it.
+    def _abilities(self, base: Any) -> tuple[bool, bool]:
+        """Whether a document in a pass comes out as it does alone: behind other documents, and behind a shared beginning.
 
-        Some models do not hand `document_lengths` or positions down to their attention. What that does is
-        measured by the same tokens as one document, so the bounds hold in every precision. Raises ModelError
-        if a token sees those after it, which no way of computing could put right.
+        Some models do not hand lengths, parents or positions down to their attention. What that does is
+        measured by the same tokens as one document, so the bounds hold in every precision. Dropout would draw once
+        for all documents that share a part, which is not what each would have alone. Raises ModelError if a token
+        sees those after it, which no way of computing could put right.
         """
         tokens = torch.arange(11, device=self.device) % base.config.get_text_config().vocab_size
         first, other, second, later = tokens[:3], tokens[3:6], tokens[6:10], tokens[7:11]
@@ -130,18 +132,23 @@ class Objective:
             packed, repacked = (self._hidden(torch.cat([before, second]), (3, 4))[3:] for before in (first, other))
             joined, rejoined = (self._hidden(torch.cat([before, second]), (7,))[3:] for before in (first, other))
             alone, foretold = (self._hidden(torch.cat([second[:2], after]), (4,)) for after in (second[2:], later[2:]))
+            branched = self._hidden(torch.cat([first, other, second]), (3, 3, 4), (-1, 0, 0))[6:]
         base.train(was_training)
         seen = (joined - rejoined).norm()  # what the tokens before do where they may be seen
         if (alone - foretold)[:2].norm() > 0.2 * seen:
             raise ModelError(9, "its attention is not causal here", fix="choose another model")
         leaks = (packed - repacked).norm() > 0.2 * seen
         moves = (packed - alone).norm() > 0.2 * (joined - alone).norm()
-        return not bool(leaks) and not bool(moves)
+        packs = not bool(leaks) and not bool(moves)
+        strays = (branched - joined).norm() > 0.2 * (alone - joined).norm()
+        return packs, packs and not bool(strays) and not _has_dropout(self.model)
 
-    def _hidden(self, ids: torch.Tensor, lengths: tuple[int, ...]) -> torch.Tensor:
-        """Last hidden states [tokens, H] of documents in one row."""
-        positions = torch.cat([torch.arange(length, device=self.device) for length in lengths])
-        asked = {"position_ids": positions[None], "use_cache": False, "document_lengths": lengths}
+    def _hidden(self, ids: torch.Tensor, lengths: tuple[int, ...], parents: tuple[int, ...] | None = None) -> torch.Tensor:
+        """Last hidden states [tokens, H] of parts in one row; those with a parent all go on from the first part."""
+        starts = [0 if parent < 0 else lengths[0] for parent in parents or [-1] * len(lengths)]
+        spans = zip(starts, lengths, strict=True)
+        positions = torch.cat([torch.arange(start, start + length, device=self.device) for start, length in spans])
+        asked = {"position_ids": positions[None], "use_cache": False, "document_lengths": lengths, "document_parents": parents}
         states: torch.Tensor = self.decoder(input_ids=ids[None], **asked).last_hidden_state[0]
         return states
 
@@ -174,6 +181,7 @@ class Objective:
             "position_ids": work.position_ids,
             "use_cache": False,
             "document_lengths": work.lengths,
+            "document_parents": work.parents,
         }
         with self.precision():
             if self.plain_head:
@@ -190,6 +198,12 @@ class Objective:
             loss: torch.Tensor = HeadLoss.apply(states, weight, bias, labels, self.softcap, self.dtype, scale)
             return loss
         return scale * torch.nn.functional.cross_entropy(states.float(), labels, reduction="sum")
+
+
+def _has_dropout(model: Any) -> bool:
+    """Whether training draws random numbers in the forward pass."""
+    layers = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+    return layers or bool(getattr(model.config, "attention_dropout", 0.0))
 
 
 def accumulate(objective: Objective, passes: list[Pass], loss_scale: float = 1.0) -> torch.Tensor:
