@@ -17,8 +17,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 THREADS = 2
-MAX_LENGTH = 512
-DOCUMENTS_PER_STEP = 4
 LEARNING_RATE = 2e-4
 MAX_GRAD_NORM = 1.0
 IGNORED = -100
@@ -64,6 +62,20 @@ class Job:
     @property
     def adapter_dir(self) -> Path:
         return self.frozen / "adapter"
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What freeze.py says of the inputs: lengths in tokens, documents a step, LoRA settings."""
+        return dict(json.loads((self.frozen / "description.json").read_text()))
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest document there may be."""
+        return int(self.facts["max_length"])
+
+    @property
+    def documents_per_step(self) -> int:
+        return int(self.facts["documents_per_step"])
 
     @cached_property
     def _tensors(self) -> dict[str, torch.Tensor]:
