@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from freeze import IGNORED, Document, describe, usable
-from frozen_model import build_tokenizer
-from shapes import SHAPES, Lengths, counts, flops_per_token, lora_settings
-from speed import ROOT, parse
 
 from families import SHARED
+from freeze import IGNORED, Document, describe, usable
+from frozen_model import build_tokenizer
 from llm_finetune_kit.models.facts import ModelFacts, facts_by_name
+from shapes import SHAPES, Lengths, counts, flops_per_token, lora_settings
+from speed import ROOT, parse
 
 real_data = pytest.mark.skipif(not SHARED.is_dir(), reason="the folder with real data is not here")
 

@@ -50,6 +50,7 @@ class Job:
     steps: int
     launched_at: float
     batches_file: Path | None = None
+    threads: int = THREADS
 
     @property
     def total_steps(self) -> int:
@@ -111,9 +112,10 @@ def read_job() -> Job:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--launched-at", type=float, default=time.time(), help="when the process was started (epoch)")
     parser.add_argument("--batches-file", type=Path, help="other batches than the frozen ones (reference only)")
+    parser.add_argument("--threads", type=int, default=THREADS)
     job = Job(**vars(parser.parse_args()))
     job.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(job.threads)
     return job
 
 

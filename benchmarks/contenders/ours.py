@@ -53,8 +53,11 @@ def train(model_dir: Path, adapter_dir: Path, batches: list[list[Document]], ste
         seed=0,
     )
 
+    held: list[int | None] = []
+
     def listen(event: Event) -> None:
         if isinstance(event, Stepped):
+            held.append(event.memory)
             step_done(event.loss, event.tokens, lambda: get_peft_model_state_dict(model, save_embedding_layers=False))
 
     fit(Objective(model, torch.bfloat16), optimizer, in_order(batches), None, schedule, Progress(), lambda _: None, listen)
@@ -63,6 +66,7 @@ def train(model_dir: Path, adapter_dir: Path, batches: list[list[Document]], ste
         "base_dtype": sorted({str(p.dtype) for p in model.parameters() if not p.requires_grad}),
         "adapter_dtype": sorted({str(p.dtype) for p in trained}),
         "tokens_per_pass": tokens_per_pass,
+        "held_bytes": held,
     }
 
 
