@@ -48,7 +48,7 @@ import json, resource, sys, time
 from llm_finetune_kit import load_config
 from llm_finetune_kit.material import prepare_run
 began = time.perf_counter()
-material = prepare_run(load_config(overrides=["model.name=demo", f"data.train_file={sys.argv[1]}"]), weights=False)
+material = prepare_run(load_config(overrides=["model.name=demo", f"data.train_file={sys.argv[1]}", "data.on_bad_rows=drop"])[0], weights=False)
 seconds = time.perf_counter() - began
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps({"seconds": seconds, "peak_mib": peak, "examples": len(material.train) + len(material.held_out)}))

@@ -21,8 +21,8 @@ AXES = {"rows": "rows of 128 tokens a step", "length": "tokens of a document", "
 TITLES = {
     "rows": "GPT-2 124M",
     "length": "SmolLM2-135M, 2,048 tokens a step",
-    "model": "4 rows of 128 tokens",
-    "threads": "4 rows of 128 tokens",
+    "model": "Models, 4 rows of 128 tokens a step",
+    "threads": "Threads, 4 rows of 128 tokens a step",
 }
 
 Panels = dict[str, list[dict[str, Any]]]
