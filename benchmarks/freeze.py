@@ -39,18 +39,25 @@ def dolly_rows(data: Path) -> list[dict[str, str]]:
     return [{"instruction": row["instruction"], "input": row["context"], "output": row["response"]} for row in rows]
 
 
-SOURCES = {"alpaca": alpaca_rows, "long": dolly_rows}
+SOURCES = {"alpaca": alpaca_rows, "prompted": alpaca_rows, "long": dolly_rows}
+# What Alpaca's own trainer puts before its rows (github.com/tatsu-lab/stanford_alpaca, train.py), without and with an input.
+BEFORE = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n",
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n",
+)
 
 
-def render(row: dict[str, str]) -> tuple[str, str]:
+def render(row: dict[str, str], kind: str) -> tuple[str, str]:
     """An Alpaca row as (prompt, answer); rows without an input have no input block."""
+    before = BEFORE[bool(row["input"])] if kind == "prompted" else ""
     given = f"### Input:\n{row['input']}\n\n" if row["input"] else ""
-    return f"### Instruction:\n{row['instruction']}\n\n{given}### Response:\n", row["output"]
+    return f"{before}### Instruction:\n{row['instruction']}\n\n{given}### Response:\n", row["output"]
 
 
-def encode(tokenizer: Any, row: dict[str, str]) -> Document:
+def encode(tokenizer: Any, row: dict[str, str], kind: str) -> Document:
     """Token ids and labels of one row; the prompt is not trained, the end of text is."""
-    prompt, answer = render(row)
+    prompt, answer = render(row, kind)
     asked = tokenizer.encode(prompt)
     ids = [*asked, *tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
     return ids, [IGNORED] * len(asked) + ids[len(asked) :]
@@ -69,7 +76,7 @@ def sample_documents(data: Path, tokenizer: Any, kind: str, lengths: Lengths, co
     """`count` documents of a set in a fixed random order."""
     rows = SOURCES[kind](data)
     random.Random(SEED).shuffle(rows)
-    found = usable((encode(tokenizer, row) for row in rows), lengths, cut=kind == "alpaca")
+    found = usable((encode(tokenizer, row, kind) for row in rows), lengths, cut=kind != "long")
     documents = [document for document, _ in zip(found, range(count), strict=False)]
     if len(documents) < count:
         raise SystemExit(f"the set has only {len(documents)} documents of these lengths, {count} are needed: take fewer steps")

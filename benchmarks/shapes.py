@@ -31,8 +31,8 @@ class Shape:
 
     @property
     def lengths(self) -> dict[str, Lengths]:
-        """The two sets of documents."""
-        return {"alpaca": Lengths(1, 512, 4), "long": self.long}
+        """The sets of documents; `prompted` is Alpaca behind the words that its own trainer puts before each row."""
+        return {"alpaca": Lengths(1, 512, 4), "prompted": Lengths(1, 512, 4), "long": self.long}
 
 
 # Long documents end where the model's positions do. A step of TinyLlama has one, so that the contender that computes in

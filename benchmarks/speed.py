@@ -26,7 +26,7 @@ import report
 from report import Run
 from shapes import SHAPES, flops_per_token
 
-SOURCES = {"alpaca": "Alpaca", "long": "the long rows of Dolly"}
+SOURCES = {"alpaca": "Alpaca", "prompted": "Alpaca behind its own trainer's words", "long": "the long rows of Dolly"}
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 
@@ -49,6 +49,7 @@ CONTENDERS = [
     Contender("trl_default", "bfloat16", uses_trl=True),
     Contender("trl_best", "bfloat16", uses_trl=True, own_batches=True),
     Contender("trl_compiled", "bfloat16", uses_trl=True, own_batches=True),
+    Contender("ours_whole", "bfloat16"),
     Contender("ours", "bfloat16"),
 ]
 
