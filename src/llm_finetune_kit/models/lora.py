@@ -4,7 +4,7 @@
     dB = s (x A)^T dy,  dA = s x^T (dy B^T),  dx = dy W^T + s (dy B^T) A^T,  db = sum of dy
 
 The adapter's product is added in place, so nothing as wide as y is written but y itself. A W in 4 or 8 bits is
-unpacked once forward and once backward. PEFT's own layers are subclassed, so adapters are saved and loaded as ever;
+unpacked once forward and once backward, where the layer before had its own. PEFT's own layers are subclassed, so adapters are saved and loaded as ever;
 what the fast path does not cover (dropout at work, several adapters, an adapter that is off or merged) is PEFT's.
 """
 
@@ -20,11 +20,11 @@ from transformers.pytorch_utils import Conv1D
 
 
 def frozen_weight(base: Any, dtype: torch.dtype) -> torch.Tensor:
-    """The weight of a frozen layer as [in, out] in `dtype`; a packed one is unpacked."""
+    """The weight of a frozen layer as [in, out] in `dtype`; a packed one is unpacked and stands until the next one is."""
     if _packed(base):
-        from llm_finetune_kit.models.quantized_layers import plain_weight
+        from llm_finetune_kit.models.quantized_layers import passing_weight
 
-        unpacked: torch.Tensor = plain_weight(base, dtype)
+        unpacked: torch.Tensor = passing_weight(base, dtype)
         return unpacked.T
     matrix: torch.Tensor = base.weight.to(dtype)
     return matrix if type(base) is Conv1D else matrix.T
