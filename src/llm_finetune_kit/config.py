@@ -159,6 +159,9 @@ class TrainingSection(Section):
     )
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of matrix products.")
     packing: bool = Field(True, description="Put several examples into one pass, kept apart from each other.")
+    compile: bool | None = Field(
+        None, description="Have torch write kernels for the blocks: fewer launches, for a minute or more at the start."
+    )
     tokens_per_pass: int | None = Field(
         None, ge=16, le=1 << 30, description="Tokens computed at once; changes memory and speed, never the result."
     )

@@ -22,9 +22,11 @@ from llm_finetune_kit.errors import ModelError
 from llm_finetune_kit.models.transfer import to_device
 
 try:
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention import varlen
 except ImportError:  # before torch 2.10
-    varlen_attn = None  # type: ignore[assignment]
+    varlen_attn: Any = None
+else:
+    varlen_attn = varlen.varlen_attn
 
 NAME = "per_document"
 NEEDED = {"scale", "window_size", "enable_gqa"}  # arguments of varlen_attn, which its first versions lack
@@ -62,12 +64,12 @@ def has_arguments(function: Any) -> bool:
 def _kernels_run(device: torch.device) -> bool:
     try:
         query, key, value = (
-            torch.randn(5, heads, 64, dtype=torch.bfloat16, device=device, requires_grad=True) for heads in (2, 1, 1)
+            torch.ones(5, heads, 64, dtype=torch.bfloat16, device=device, requires_grad=True) for heads in (2, 1, 1)
         )
         offsets = torch.tensor([0, 2, 5], dtype=torch.int32, device=device)
         with torch.enable_grad():
             varlen_attn(query, key, value, offsets, offsets, 3, 3, window_size=(-1, 0), enable_gqa=True).sum().backward()
-        return all(bool(part.grad.isfinite().all()) for part in (query, key, value))
+        return all(part.grad is not None and bool(part.grad.isfinite().all()) for part in (query, key, value))
     except RuntimeError:  # a build of torch without kernels for this GPU
         return False
 
@@ -103,9 +105,9 @@ def per_document_attention(
         raise ModelError(8, "its attention has sinks, which cannot be trained here yet", fix="choose another model")
     dtype = query.dtype
     with torch.autocast(query.device.type, enabled=False):
-        if documents is not None and documents.offsets is not None:
-            if one_kernel(value.dtype, query.shape[3], softcap, dropout):
-                return _all_documents(query, key, value, documents, scaling, sliding_window).to(dtype), None
+        together = documents is not None and documents.offsets is not None
+        if together and one_kernel(value.dtype, query.shape[3], softcap, dropout):
+            return _all_documents(query, key, value, documents, scaling, sliding_window).to(dtype), None
         if query.device.type == "cpu":
             query, key, value = query.float(), key.float(), value.float()
         else:
@@ -128,7 +130,7 @@ def _all_documents(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    documents: Documents,
+    documents: Any,
     scaling: float | None,
     sliding_window: int | None,
 ) -> torch.Tensor:
@@ -141,7 +143,7 @@ def _all_documents(
     return out[None]
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _each_document(
     query: torch.Tensor,
     key: torch.Tensor,

@@ -7,7 +7,6 @@ which of them they spare depends on the other rows of the batch, so a document w
 
 from __future__ import annotations
 
-import math
 import threading
 from typing import Any
 
@@ -19,7 +18,7 @@ ROWS = 64  # unpacked at once, so that the float32 between stays in the cache: s
 
 
 IN_PLACE = {"cuda"}  # devices on which bitsandbytes unpacks 4 bits into a tensor it is given
-_rooms = threading.local()  # on a GPU, torch computes gradients in a thread of their own
+_THREAD = threading.local()  # on a GPU, torch computes gradients in a thread of their own
 
 
 def plain_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
@@ -39,12 +38,12 @@ def passing_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
 
 def _room(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Of this thread, as large as the largest weight so far."""
-    rooms = _rooms.__dict__
-    room = rooms.get((dtype, device))
-    if room is None or room.numel() < shape.numel():
-        rooms.pop((dtype, device), None)  # gives it back first
-        room = rooms[dtype, device] = torch.empty(shape.numel(), dtype=dtype, device=device)
-    return room[: math.prod(shape)].view(shape)
+    rooms: dict[tuple[torch.dtype, torch.device], torch.Tensor] = _THREAD.__dict__.setdefault("rooms", {})
+    known = (dtype, device)
+    if known not in rooms or rooms[known].numel() < shape.numel():
+        rooms.pop(known, None)  # gives it back first
+        rooms[known] = torch.empty(shape.numel(), dtype=dtype, device=device)
+    return rooms[known][: shape.numel()].view(shape)
 
 
 def _unpacked(layer: Any, dtype: torch.dtype, out: torch.Tensor | None) -> torch.Tensor:

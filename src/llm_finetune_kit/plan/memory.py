@@ -52,6 +52,7 @@ class Work:
     shapes: int = 1  # different counts of tokens that passes of the run may have
     data_tokens: int = 0  # of the whole data set, held in memory
     variant: str = "lora"
+    compiled: bool = False  # blocks, which launch fewer kernels
 
     @property
     def size(self) -> int:
@@ -128,7 +129,7 @@ def bytes_per_weight(quantization: str | None, double: bool, size: int) -> float
 
 
 def _unpacked(model: Any, work: Work) -> int:
-    """Room for the largest layer's weight in the dtype of products, which packed layers share; a GPU has one for gradients too."""
+    """Room for the largest layer's weight in the dtype of products, which packed layers share; a GPU has two."""
     if work.quantization is None:
         return 0
     rooms = 2 if work.device == "cuda" else 1

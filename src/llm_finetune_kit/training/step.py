@@ -96,6 +96,7 @@ class Objective:
         self.device = self.head.weight.device
         self.plain_head = type(self.head) is torch.nn.Linear and self._head_is_plain(base)
         self.packs = self._documents_stay_apart(base)
+        self.not_compiled: str | None = None  # why its blocks are not, where that was asked for
 
     @property
     def head(self) -> Any:
@@ -178,7 +179,8 @@ class Objective:
         }
         with self.precision():
             if self.plain_head:
-                return self.decoder(**asked).last_hidden_state[0].index_select(0, rows)
+                hidden: torch.Tensor = self.decoder(**asked).last_hidden_state[0].index_select(0, rows)
+                return hidden
             logits: torch.Tensor = self.model(**asked, logits_to_keep=rows).logits
             return logits.reshape(-1, logits.shape[-1])
 
