@@ -116,7 +116,7 @@ def speed_lines(found: dict[str, Any]) -> list[str]:
     for name, one in found.items():
         if not isinstance(one, dict) or "tokens_per_second" not in one:
             continue
-        expected = small if "small" in name or "compiled" in name else reference
+        expected = small if "small" in name else reference
         if not expected or abs(one["first_loss"] - expected) > FIRST_LOSS * expected:
             lines.append(f"| {name} | not comparable: first loss {one['first_loss']:.4f}, ours {expected} | | | |")
             continue

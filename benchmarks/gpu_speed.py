@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import DataCollatorWithFlattening, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM, DataCollatorWithFlattening, Trainer, TrainerCallback, TrainingArguments
 
 from gpu_checks import by_peft
 from gpu_parts import RANK, RATE, SEED, Document, Place, build, documents, ours, read_config, targets, tokens_of, train, wait
@@ -25,23 +25,30 @@ from llm_finetune_kit.plan.speed import attention_flops, flops
 
 WIDE, NARROW = 80, 16  # documents of a step: some 8,000 tokens, and the package's own default
 BUDGET = 8192  # tokens of a pass
-WARM, TIMED = 3, 10  # steps
+WARM, TIMED = 3, 10  # steps, and those of a large model
+LARGE_WARM, LARGE_TIMED = 2, 6
 FIRST_LOSS = 5e-3  # relative, of the first step: whoever is farther from ours did other work
 Keep = Callable[[str, Any], None]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model to be measured: its config's file, its weights in 4 bits or not, and whether compiling is tried."""
+    """A model to be measured: its config's file, its weights in 4 bits or not, and whether launches may hold it up."""
 
     config: str
     packed: bool = False
-    compiled: bool = False
+    small: bool = False
+
+    def steps(self, place: Place) -> tuple[int, int]:
+        """Of a measurement: those that warm up, and those that are timed."""
+        if place.dry:
+            return 1, 2
+        return (WARM, TIMED) if self.small else (LARGE_WARM, LARGE_TIMED)
 
 
 CASES = {
-    "GPT-2 124M LoRA": Case("gpt2.config.json", compiled=True),
-    "TinyLlama LoRA": Case("tinyllama-1.1b-chat-v1.0.config.json", compiled=True),
+    "GPT-2 124M LoRA": Case("gpt2.config.json", small=True),
+    "TinyLlama LoRA": Case("tinyllama-1.1b-chat-v1.0.config.json", small=True),
     "Llama-3.1-8B LoRA": Case("llama-3.1-8b.config.json"),
     "Llama-3.1-8B QLoRA": Case("llama-3.1-8b.config.json", packed=True),
 }
@@ -50,22 +57,25 @@ CASES = {
 def measure(place: Place, case: Case, keep: Keep) -> None:
     """Everything about one model; each part is kept when it is known, and none needs the one before."""
     config = read_config(place, case.config)
-    warm, timed = (1, 2) if place.dry else (WARM, TIMED)
     wide, narrow = (6, 4) if place.dry else (WIDE, NARROW)
-    found = documents(place, wide * (warm + timed), config.vocab_size)
-    keep("matmul_tflops", attempt(lambda: matmul_tflops(place)))
-    for name, per_step, compiled in (
-        ("ours", wide, False),
-        ("ours, small steps", narrow, False),
-        ("ours, compiled", narrow, True),
-    ):
-        if compiled and (not case.compiled or place.dry):
-            continue
-        keep(name, attempt(lambda: our_speed(place, config, case, found, per_step, warm, timed, compiled)))  # noqa: B023
-    keep("waits", attempt(lambda: waits(place, config, case, found, narrow)))
-    for way in ("flattened", "padded"):
-        keep(f"Trainer, {way}", attempt(lambda: trainer_speed(place, config, case, found, wide, warm, timed, way)))  # noqa: B023
-    keep("Trainer, small steps", attempt(lambda: trainer_speed(place, config, case, found, narrow, warm, timed, "flattened")))
+    found = documents(place, wide * sum(case.steps(place)), config.vocab_size)
+    known = (place, config, case, found)
+    parts: dict[str, Callable[[], Any]] = {
+        "matmul_tflops": lambda: matmul_tflops(place),
+        "ours": lambda: our_speed(*known, wide),
+        "waits": lambda: waits(*known, narrow),
+        "Trainer, flattened": lambda: trainer_speed(*known, wide, "flattened"),
+    }
+    if case.small:
+        parts |= {
+            "ours, small steps": lambda: our_speed(*known, narrow),
+            "Trainer, padded": lambda: trainer_speed(*known, wide, "padded"),
+            "Trainer, small steps": lambda: trainer_speed(*known, narrow, "flattened"),
+        }
+    if case.small and not place.dry:  # on a CPU that is a minute of C++
+        parts["ours, small steps, compiled"] = lambda: our_speed(*known, narrow, compiled=True)
+    for name, part in parts.items():
+        keep(name, attempt(part))
 
 
 def attempt(work: Callable[[], Any]) -> Any:
@@ -95,13 +105,15 @@ def matmul_tflops(place: Place) -> float:
 
 
 def our_speed(
-    place: Place, config: Any, case: Case, found: list[Document], per_step: int, warm: int, timed: int, compiled: bool
+    place: Place, config: Any, case: Case, found: list[Document], per_step: int, *, compiled: bool = False
 ) -> dict[str, Any]:
     """The engine's own loop: times of steps as it tells them, and memory against the plan's."""
     began = time.perf_counter()
     objective = ours(config, place.device, torch.bfloat16, packed=case.packed, compiled=compiled)
     made = time.perf_counter() - began
+    warm, timed = case.steps(place)
     steps: list[Stepped] = []
+    stamps: list[float] = []
     told: list[str] = []
 
     def listen(event: Event) -> None:
@@ -111,7 +123,6 @@ def our_speed(
         elif isinstance(event, Warned):
             told.append(event.message)
 
-    stamps: list[float] = []
     if place.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     tokens = tokens_of(found)
@@ -120,7 +131,8 @@ def our_speed(
     seconds = time.perf_counter() - stamps[warm - 1]
     counted = sum(step.tokens for step in steps[warm:])
     work = planned(objective, config, case, tokens, per_step)
-    facts = facts_of_model(objective.model.get_base_model(), "random")
+    with torch.device("meta"):
+        facts = facts_of_model(AutoModelForCausalLM.from_config(config), "random")
     result = {
         "tokens_per_second": counted / seconds,
         "first_loss": steps[0].loss,
@@ -219,24 +231,23 @@ class Clock(TrainerCallback):
             self.began = time.perf_counter()
 
 
-def trainer_speed(
-    place: Place, config: Any, case: Case, found: list[Document], per_step: int, warm: int, timed: int, way: str
-) -> dict[str, Any]:
+def trainer_speed(place: Place, config: Any, case: Case, found: list[Document], per_step: int, way: str) -> dict[str, Any]:
     """HF Trainer + PEFT, bfloat16 weights, no recompute, on the same documents; in smaller batches where memory runs out."""
     for share in (1, 2, 4, 8):
         if per_step % share == 0:
             try:
-                return trainer_run(place, config, case, found, per_step, share, warm, timed, way)
+                return trainer_run(place, config, case, found, per_step, share, way)
             except torch.OutOfMemoryError:
-                pass
+                pass  # what holds the memory is let go past this block
             gc.collect()
             torch.cuda.empty_cache()
     return {"failed": "out of memory"}
 
 
 def trainer_run(
-    place: Place, config: Any, case: Case, found: list[Document], per_step: int, share: int, warm: int, timed: int, way: str
+    place: Place, config: Any, case: Case, found: list[Document], per_step: int, share: int, way: str
 ) -> dict[str, Any]:
+    warm, timed = case.steps(place)
     attention = flash() if way == "flattened" and place.device.type == "cuda" else "sdpa"
     model = by_peft(build(config, place.device, torch.bfloat16, packed=case.packed, attention=attention))
     turn = [found[index] for step in range(warm + timed) for index in step_examples(len(found), per_step, SEED, step)]
