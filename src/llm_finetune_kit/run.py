@@ -36,6 +36,7 @@ from llm_finetune_kit.plan import compare
 from llm_finetune_kit.report.live import LiveReport
 from llm_finetune_kit.tracking import require_trackers, tracked
 
+COMPILER = "install a C++ compiler and, for a GPU, triton; or set training.compile=false"
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -190,6 +191,8 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, heard:
     objective, optimizer, schedule = assemble(material, loaded)
     if not objective.packs:
         say(Warned("this model would mix packed examples, so each is computed alone, which is slower"))
+    if objective.not_compiled:
+        say(Warned(f"the blocks could not be compiled, so they run as they are: {objective.not_compiled}", COMPILER))
     good = _newest_sound(folder, say)
     prompts = sample_prompts(material)
     if good is None:
