@@ -29,7 +29,7 @@ class StepProbe(TrainerCallback):
         self.recorder = Recorder(job)
         self.batch: dict[str, Any] = {}
         self._loss = torch.tensor(float("nan"))
-        self._trainer = trainer
+        self.trainer = trainer
         self._index = {(tuple(d.input_ids), tuple(d.labels)): d.index for d in job.pool}
         self._watch(trainer)
         trainer.add_callback(self)
@@ -50,7 +50,7 @@ class StepProbe(TrainerCallback):
         self.recorder.step_done(
             self._loss,
             positions=batch["input_ids"].numel(),
-            adapter=lambda: get_peft_model_state_dict(self._trainer.model),
+            adapter=lambda: get_peft_model_state_dict(self.trainer.model),
             documents=lambda: [self._index[key] for key in documents_of(batch)],
         )
 
