@@ -1,14 +1,22 @@
 """The parts that the LLaMA-Factory contenders share: its own `run_exp`, on token ids that it loads from disk."""
 
+# ruff: noqa: E402
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import Any
 
 from common import Job
 from datasets import Dataset
+from probe import StepProbe, facts, same_for_all
+
+# Imported for sound files alone, and its published build does not load beside a CPU build of torch. It must stand
+# in after transformers, which asks whether it is installed.
+sys.modules["torchaudio"] = ModuleType("torchaudio")
+
 from llamafactory.train.sft import workflow
 from llamafactory.train.tuner import run_exp
-from probe import StepProbe, facts, same_for_all
 
 
 def train(job: Job, rows: Dataset, **options: Any) -> None:
