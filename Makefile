@@ -24,7 +24,7 @@ docs: $(READY)
 	@echo "open site/index.html"
 
 bench: $(READY) .bench/venv-trl/.ready
-	$(VENV)/bin/python benchmarks/first_light.py
+	$(VENV)/bin/python benchmarks/speed.py
 
 .bench/venv-trl/.ready:
 	$(PYTHON) -m venv .bench/venv-trl

@@ -1,6 +1,11 @@
 """llm_finetune_kit on the frozen inputs."""
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+from llm_finetune_kit.hardware import share_the_machine, this_machine
+
+share_the_machine()  # as the commands do, before torch is loaded
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +20,14 @@ from llm_finetune_kit.data.batches import order
 from llm_finetune_kit.data.masks import Tokens
 from llm_finetune_kit.events import Event, Stepped
 from llm_finetune_kit.models.adapters import add_lora
+from llm_finetune_kit.models.facts import model_facts
 from llm_finetune_kit.models.loading import load_base
 from llm_finetune_kit.models.locate import Located
+from llm_finetune_kit.plan.decisions import best_tokens
 from llm_finetune_kit.training.checkpoint import Progress, restore_weights
 from llm_finetune_kit.training.loop import Schedule, fit
 from llm_finetune_kit.training.optimizer import make_optimizer
 from llm_finetune_kit.training.step import Objective
-
-TOKENS_PER_PASS = 2048  # what the plan chooses for this model on a CPU
 
 StepDone = Callable[[float, int, Callable[[], Adapter]], None]
 
@@ -34,11 +39,12 @@ def train(model_dir: Path, adapter_dir: Path, batches: list[list[Document]], ste
     targets = sorted(lora.target_modules)
     model = add_lora(base, r=lora.r, alpha=lora.lora_alpha, dropout=0.0, targets=targets, base_name="frozen", seed=0)
     restore_weights(model, adapter_dir)
+    tokens_per_pass, _ = best_tokens(this_machine(), model_facts(model_dir, "frozen"))
     optimizer = make_optimizer(model.parameters(), weight_decay=0.0)
     schedule = Schedule(
         rates=[LEARNING_RATE] * len(batches),
         examples_per_step=len(batches[0]),
-        tokens_per_pass=TOKENS_PER_PASS,
+        tokens_per_pass=tokens_per_pass,
         packing=True,
         max_grad_norm=MAX_GRAD_NORM,
         eval_steps=len(batches),
@@ -47,8 +53,11 @@ def train(model_dir: Path, adapter_dir: Path, batches: list[list[Document]], ste
         seed=0,
     )
 
+    held: list[int | None] = []
+
     def listen(event: Event) -> None:
         if isinstance(event, Stepped):
+            held.append(event.memory)
             step_done(event.loss, event.tokens, lambda: get_peft_model_state_dict(model, save_embedding_layers=False))
 
     fit(Objective(model, torch.bfloat16), optimizer, in_order(batches), None, schedule, Progress(), lambda _: None, listen)
@@ -56,7 +65,8 @@ def train(model_dir: Path, adapter_dir: Path, batches: list[list[Document]], ste
     return {
         "base_dtype": sorted({str(p.dtype) for p in model.parameters() if not p.requires_grad}),
         "adapter_dtype": sorted({str(p.dtype) for p in trained}),
-        "tokens_per_pass": TOKENS_PER_PASS,
+        "tokens_per_pass": tokens_per_pass,
+        "held_bytes": held,
     }
 
 

@@ -5,21 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from common import DOCUMENTS_PER_STEP, LEARNING_RATE, MAX_GRAD_NORM, Document, Job, Recorder
+from common import LEARNING_RATE, MAX_GRAD_NORM, Document, Job, Recorder
 from peft import get_peft_model_state_dict
 from transformers import Trainer, TrainerCallback
 
-SAME_FOR_ALL: dict[str, Any] = {
-    "per_device_train_batch_size": DOCUMENTS_PER_STEP,
-    "learning_rate": LEARNING_RATE,
-    "lr_scheduler_type": "constant",
-    "max_grad_norm": MAX_GRAD_NORM,
-    "weight_decay": 0.0,
-    "train_sampling_strategy": "sequential",  # keeps the frozen batches
-    "use_cpu": True,
-    "save_strategy": "no",
-    "report_to": "none",
-}
+
+def same_for_all(job: Job) -> dict[str, Any]:
+    """The trainer's settings that no contender chooses for itself."""
+    return {
+        "max_steps": job.total_steps,
+        "per_device_train_batch_size": job.documents_per_step,
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": MAX_GRAD_NORM,
+        "weight_decay": 0.0,
+        "train_sampling_strategy": "sequential",  # keeps the frozen batches
+        "use_cpu": True,
+        "save_strategy": "no",
+        "report_to": "none",
+    }
 
 
 class StepProbe(TrainerCallback):

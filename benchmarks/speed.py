@@ -1,4 +1,4 @@
-"""The first benchmark: LoRA on a GPT-2-124M-shaped model with real Alpaca lengths, on two CPU threads.
+"""LoRA on a CPU, against other trainers: models of several shapes, short and long documents, two threads.
 
 Freezes the inputs once, then runs every contender as a child process in its own environment, round after round,
 forwards and backwards in turn. Speed is printed only for contenders that pass the equality gate.
@@ -24,11 +24,11 @@ import gate
 import machine
 import report
 from report import Run
+from shapes import SHAPES, flops_per_token
 
+SOURCES = {"alpaca": "Alpaca", "long": "the long rows of Dolly"}
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-# 4N + 4·p·Nh + 6A for frozen blocks N, output head Nh, adapter A and the share p of supervised tokens
-BLOCK_WEIGHTS, HEAD_WEIGHTS, ADAPTER_WEIGHTS = 84_934_656, 38_597_376, 2_359_296
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ CONTENDERS = [
 class Bench:
     """The settings of one benchmark run and the folders it uses."""
 
+    shape: str
+    lengths: str
     data: Path
     out: Path
     rounds: int
@@ -101,11 +103,12 @@ def freeze(bench: Bench) -> dict[str, Any]:
     """Write the frozen inputs, unless those of an earlier run were made in the same way."""
     done = bench.frozen / "frozen.json"
     steps = bench.warmup + bench.steps
-    recipe = {"steps": steps, "script": fingerprint((HERE / "freeze.py").read_text())}
+    scripts = "".join((HERE / name).read_text() for name in ("freeze.py", "frozen_model.py", "shapes.py"))
+    recipe = {"shape": bench.shape, "lengths": bench.lengths, "steps": steps, "scripts": fingerprint(scripts)}
     frozen = json.loads(done.read_text()) if done.exists() else {}
     if frozen.get("recipe") != recipe:
         shutil.rmtree(bench.out / "reference", ignore_errors=True)
-        options = ["--data", str(bench.data), "--steps", str(steps)]
+        options = ["--data", str(bench.data), "--shape", bench.shape, "--lengths", bench.lengths, "--steps", str(steps)]
         if run_child("freeze.py", sys.executable, bench.frozen, options).exit_code:
             raise SystemExit(f"freezing the inputs failed: {last_words(bench.frozen)}")
         # written last: its presence means that the rest is complete
@@ -183,13 +186,10 @@ def frozen_batches(bench: Bench, frozen: dict[str, Any]) -> list[list[int]]:
     return [list(range(start, start + size)) for start in range(0, frozen["steps"] * size, size)]
 
 
-def flops_per_token(frozen: dict[str, Any]) -> float:
-    return float(4 * BLOCK_WEIGHTS + 4 * frozen["supervised_share"] * HEAD_WEIGHTS + 6 * ADAPTER_WEIGHTS)
-
-
-def gemm_rates() -> dict[str, float]:
-    """GFLOP/s of this machine, measured now."""
-    done = subprocess.run([sys.executable, str(HERE / "gemm.py")], capture_output=True, text=True, check=True)
+def gemm_rates(frozen: dict[str, Any]) -> dict[str, float]:
+    """GFLOP/s of this machine in the shape's first MLP product, measured now."""
+    command = [sys.executable, str(HERE / "gemm.py"), *map(str, frozen["first_mlp"])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout))
 
 
@@ -201,16 +201,16 @@ def write_up(bench: Bench, frozen: dict[str, Any], facts: dict[str, Any], runs: 
     versions = {k: v for run in runs if run.result for k, v in run.result["versions"].items()}
     machine_facts = facts["machine"]
     lines = [
-        "# First light: LoRA on a GPT-2-124M-shaped model, CPU",
+        f"# LoRA on {SHAPES[bench.shape].title}, {bench.lengths} documents, CPU",
         "",
         report.table(rows, bench.base),
         "",
         *[f"- {note}" for note in report.notes(runs)],
         f"- {bench.rounds} rounds of {bench.warmup} warm-up and {bench.steps} timed steps; ratios are medians of "
         "paired rounds (min..max). Peak RSS counts mapped weight files. MFU is against the bfloat16 rate below.",
-        f"- Data: Alpaca, mean {frozen['length_mean']:.0f} and median {frozen['length_median']} tokens, "
+        f"- Data: {SOURCES[bench.lengths]}, mean {frozen['length_mean']:.0f} and median {frozen['length_median']} tokens, "
         f"{frozen['supervised_share']:.0%} supervised, {frozen['documents_per_step']} documents a step. "
-        "Contenders that pack fill one row of 512 tokens a step instead.",
+        f"Contenders that pack fill one row of {frozen['max_length']:,} tokens a step instead.",
         f"- Machine: {machine_facts['cpu']}, {machine_facts['cores']} cores, {', '.join(machine_facts['flags'])}, "
         f"{machine_facts['memory_gib']} GiB; matrix products {gemm:.0f} GFLOP/s in bfloat16 and "
         f"{facts['gemm_gflops']['float32']:.0f} in float32; load average before {machine_facts['load_average']}.",
@@ -223,8 +223,10 @@ def write_up(bench: Bench, frozen: dict[str, Any], facts: dict[str, Any], runs: 
 def parse(arguments: list[str] | None = None) -> Bench:
     names = [contender.name for contender in CONTENDERS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="gpt2")
+    parser.add_argument("--lengths", choices=SOURCES, default="alpaca")
     parser.add_argument("--data", type=Path, default=ROOT / "../shared/data", help="folder with sft, configs, tokenizers")
-    parser.add_argument("--out", type=Path, default=ROOT / ".bench/first_light")
+    parser.add_argument("--out", type=Path, default=ROOT / ".bench/speed", help="results go into a folder SHAPE-LENGTHS in it")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warmup", type=int, default=8, help="untimed steps; the adapter is compared after them")
     parser.add_argument("--steps", type=int, default=30, help="timed steps")
@@ -232,19 +234,20 @@ def parse(arguments: list[str] | None = None) -> Bench:
     parser.add_argument("--contenders", nargs="+", choices=names, default=names)
     parser.add_argument("--trl-python", type=Path, default=ROOT / ".bench/venv-trl/bin/python")
     args = vars(parser.parse_args(arguments))
+    args["out"] /= f"{args['shape']}-{args['lengths']}"
     chosen = args.pop("contenders")
     return Bench(**args, contenders=[contender for contender in CONTENDERS if contender.name in chosen])
 
 
 def main() -> None:
     bench = parse()
+    frozen = freeze(bench)
     facts = {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": shlex.join(["python", *sys.argv]),
         "machine": machine.describe(),
-        "gemm_gflops": gemm_rates(),
+        "gemm_gflops": gemm_rates(frozen),
     }
-    frozen = freeze(bench)
     batches = frozen_batches(bench, frozen)
     runs = [judge(bench, run, batches) for run in measure_all(bench)]
     page = write_up(bench, frozen, facts, runs)
