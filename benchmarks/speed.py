@@ -37,8 +37,9 @@ class Contender:
 
     name: str
     precision: str
-    uses_trl: bool = False
+    environment: str = ""  # runs in the environment venv-NAME; without a name, in the benchmark's own
     own_batches: bool = False  # packs documents itself, so its steps hold other documents
+    shapes: tuple[str, ...] = tuple(SHAPES)  # the shapes that its library knows
 
 
 CONTENDERS = [
@@ -46,9 +47,15 @@ CONTENDERS = [
     Contender("hf_dynamic", "bfloat16"),
     Contender("hf_best", "bfloat16"),
     Contender("hf_compiled", "bfloat16"),
-    Contender("trl_default", "bfloat16", uses_trl=True),
-    Contender("trl_best", "bfloat16", uses_trl=True, own_batches=True),
-    Contender("trl_compiled", "bfloat16", uses_trl=True, own_batches=True),
+    Contender("trl_default", "bfloat16", environment="trl"),
+    Contender("trl_best", "bfloat16", environment="trl", own_batches=True),
+    Contender("trl_compiled", "bfloat16", environment="trl", own_batches=True),
+    Contender("unsloth_default", "bfloat16", environment="unsloth"),
+    Contender("unsloth_best", "bfloat16", environment="unsloth"),
+    Contender("llama_factory_default", "bfloat16", environment="llamafactory"),
+    Contender("llama_factory_best", "bfloat16", environment="llamafactory", own_batches=True),
+    Contender("litgpt_default", "bfloat16", environment="litgpt", shapes=("tinyllama",)),
+    Contender("litgpt_best", "bfloat16", environment="litgpt", shapes=("tinyllama",)),
     Contender("ours", "bfloat16"),
 ]
 
@@ -65,7 +72,7 @@ class Bench:
     warmup: int
     steps: int
     base: str
-    trl_python: Path
+    environments: Path
     contenders: list[Contender]
 
     @property
@@ -73,7 +80,8 @@ class Bench:
         return self.out / "frozen"
 
     def python(self, contender: Contender) -> str:
-        return str(self.trl_python) if contender.uses_trl else sys.executable
+        own = self.environments / f"venv-{contender.environment}" / "bin/python"
+        return str(own) if contender.environment else sys.executable
 
 
 def child_env(folder: Path) -> dict[str, str]:
@@ -232,11 +240,12 @@ def parse(arguments: list[str] | None = None) -> Bench:
     parser.add_argument("--steps", type=int, default=30, help="timed steps")
     parser.add_argument("--base", default="ours", choices=names, help="the contender the others are compared with")
     parser.add_argument("--contenders", nargs="+", choices=names, default=names)
-    parser.add_argument("--trl-python", type=Path, default=ROOT / ".bench/venv-trl/bin/python")
+    parser.add_argument("--environments", type=Path, default=ROOT / ".bench", help="folder with venv-trl and the others")
     args = vars(parser.parse_args(arguments))
     args["out"] /= f"{args['shape']}-{args['lengths']}"
     chosen = args.pop("contenders")
-    return Bench(**args, contenders=[contender for contender in CONTENDERS if contender.name in chosen])
+    contenders = [c for c in CONTENDERS if c.name in chosen and args["shape"] in c.shapes]
+    return Bench(**args, contenders=contenders)
 
 
 def main() -> None:
