@@ -206,7 +206,6 @@ def write_up(bench: Bench, frozen: dict[str, Any], facts: dict[str, Any], runs: 
     gemm = facts["gemm_gflops"]["bfloat16"]
     names = [contender.name for contender in bench.contenders]
     rows = [report.row(runs, name, bench.base, flops_per_token(frozen), gemm) for name in names]
-    versions = {k: v for run in runs if run.result for k, v in run.result["versions"].items()}
     machine_facts = facts["machine"]
     lines = [
         f"# LoRA on {SHAPES[bench.shape].title}, {bench.lengths} documents, CPU",
@@ -222,10 +221,23 @@ def write_up(bench: Bench, frozen: dict[str, Any], facts: dict[str, Any], runs: 
         f"- Machine: {machine_facts['cpu']}, {machine_facts['cores']} cores, {', '.join(machine_facts['flags'])}, "
         f"{machine_facts['memory_gib']} GiB; matrix products {gemm:.0f} GFLOP/s in bfloat16 and "
         f"{facts['gemm_gflops']['float32']:.0f} in float32; load average before {machine_facts['load_average']}.",
-        f"- Versions: {', '.join(f'{k} {v}' for k, v in sorted(versions.items()))}.",
+        *versions(bench, runs),
         f"- {facts['date']}: `{facts['command']}`",
     ]
     return "\n".join(lines) + "\n"
+
+
+def versions(bench: Bench, runs: list[Run]) -> list[str]:
+    """A line for each environment: what is installed in it."""
+    found: dict[str, dict[str, str]] = {}
+    for contender in bench.contenders:
+        place = f"venv-{contender.environment}" if contender.environment else "the environment of the benchmark"
+        for run in report.of(runs, contender.name):
+            found.setdefault(place, {}).update(run.result["versions"] if run.result else {})
+    return [
+        f"- Versions in {place}: {', '.join(f'{k} {v}' for k, v in sorted(packages.items()))}."
+        for place, packages in found.items()
+    ]
 
 
 def parse(arguments: list[str] | None = None) -> Bench:
@@ -244,12 +256,20 @@ def parse(arguments: list[str] | None = None) -> Bench:
     args = vars(parser.parse_args(arguments))
     args["out"] /= f"{args['shape']}-{args['lengths']}"
     chosen = args.pop("contenders")
-    contenders = [c for c in CONTENDERS if c.name in chosen and args["shape"] in c.shapes]
-    return Bench(**args, contenders=contenders)
+    return Bench(**args, contenders=[c for c in CONTENDERS if c.name in chosen and args["shape"] in c.shapes])
+
+
+def check_environments(bench: Bench) -> None:
+    """Say now, and not after an hour, that the environment of a contender is not there."""
+    for contender in bench.contenders:
+        if not Path(bench.python(contender)).exists():
+            environment = f".bench/venv-{contender.environment}/.ready"
+            raise SystemExit(f"{contender.name} needs {bench.python(contender)}: `make {environment}`, or leave it out")
 
 
 def main() -> None:
     bench = parse()
+    check_environments(bench)
     frozen = freeze(bench)
     facts = {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),

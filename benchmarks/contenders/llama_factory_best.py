@@ -24,7 +24,7 @@ def packed(job: Job, cutoff: int) -> Dataset:
     given = DataArguments(cutoff_len=cutoff, neat_packing=True)
     packer = Packer(template=None, tokenizer=AutoTokenizer.from_pretrained(job.model_dir), processor=None, data_args=given)
     nothing = [None] * len(job.pool)
-    columns = {name: nothing for name in ("_system", "_tools", "_images", "_videos", "_audios")}
+    columns = dict.fromkeys(("_system", "_tools", "_images", "_videos", "_audios"), nothing)
     texts = {"_prompt": [[d.input_ids] for d in job.pool], "_response": [[d.labels] for d in job.pool]}
     return Dataset.from_dict(packer.preprocess_dataset(columns | texts))
 

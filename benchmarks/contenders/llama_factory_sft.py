@@ -52,4 +52,4 @@ def train(job: Job, rows: Dataset, **options: Any) -> None:
     workflow.CustomSeq2SeqTrainer = Probed
     run_exp(settings | shared | options)
     probe = probes[0]
-    probe.recorder.write(**facts(probe.trainer, probe.batch))
+    probe.recorder.write(**facts(probe.trainer, probe.batch) | {"packing": "neat_packing" in options})

@@ -1,6 +1,6 @@
 """The parts that the Unsloth contenders share: its CPU trainer, which takes the place of TRL's `SFTTrainer`."""
 
-# ruff: noqa: I001, E402
+# ruff: noqa: I001
 from __future__ import annotations
 
 from typing import Any
