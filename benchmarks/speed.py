@@ -52,6 +52,7 @@ CONTENDERS = [
     Contender("trl_compiled", "bfloat16", environment="trl", own_batches=True),
     Contender("unsloth_default", "bfloat16", environment="unsloth"),
     Contender("unsloth_best", "bfloat16", environment="unsloth"),
+    Contender("unsloth_compiled", "bfloat16", environment="unsloth", shapes=("tinyllama", "demo")),
     Contender("llama_factory_default", "bfloat16", environment="llamafactory"),
     Contender("llama_factory_best", "bfloat16", environment="llamafactory", own_batches=True),
     Contender("litgpt_default", "bfloat16", environment="litgpt", shapes=("tinyllama",)),

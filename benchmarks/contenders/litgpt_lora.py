@@ -56,8 +56,8 @@ class Probe:
         )
 
     def _adapter(self) -> Adapter:
-        first = self._model.transformer.h[0].attn.qkv
-        return to_peft(self._model.state_dict(), self._model.config.n_layer, first.qkv_shapes)
+        weights = {name: weight.float() for name, weight in self._model.state_dict().items() if "lora_" in name}
+        return to_peft(weights, self._model.config.n_layer, self._model.transformer.h[0].attn.qkv.qkv_shapes)
 
     def facts(self) -> dict[str, Any]:
         """What it really ran with."""

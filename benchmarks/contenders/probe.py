@@ -96,7 +96,7 @@ def facts(trainer: Trainer, batch: dict[str, Any]) -> dict[str, Any]:
         "recompute": any(getattr(module, "gradient_checkpointing", False) for module in model.modules()),
         "flattened": not is_padded(batch),
         "packing": getattr(args, "packing", False),
-        "compiled": args.torch_compile,
+        "compiled": args.torch_compile or any(module._compiled_call_impl is not None for module in model.modules()),
         "attention": model.config._attn_implementation,
         "optimizer": type(trainer.optimizer.optimizer).__name__,
         "fused_optimizer": trainer.optimizer.param_groups[0].get("fused"),
