@@ -37,8 +37,9 @@ class Contender:
 
     name: str
     precision: str
-    uses_trl: bool = False
+    environment: str = ""  # runs in the environment venv-NAME; without a name, in the benchmark's own
     own_batches: bool = False  # packs documents itself, so its steps hold other documents
+    shapes: tuple[str, ...] = tuple(SHAPES)  # the shapes that its library knows
 
 
 CONTENDERS = [
@@ -46,9 +47,16 @@ CONTENDERS = [
     Contender("hf_dynamic", "bfloat16"),
     Contender("hf_best", "bfloat16"),
     Contender("hf_compiled", "bfloat16"),
-    Contender("trl_default", "bfloat16", uses_trl=True),
-    Contender("trl_best", "bfloat16", uses_trl=True, own_batches=True),
-    Contender("trl_compiled", "bfloat16", uses_trl=True, own_batches=True),
+    Contender("trl_default", "bfloat16", environment="trl"),
+    Contender("trl_best", "bfloat16", environment="trl", own_batches=True),
+    Contender("trl_compiled", "bfloat16", environment="trl", own_batches=True),
+    Contender("unsloth_default", "bfloat16", environment="unsloth"),
+    Contender("unsloth_best", "bfloat16", environment="unsloth"),
+    Contender("unsloth_compiled", "bfloat16", environment="unsloth", shapes=("tinyllama", "demo")),
+    Contender("llama_factory_default", "bfloat16", environment="llamafactory"),
+    Contender("llama_factory_best", "bfloat16", environment="llamafactory", own_batches=True),
+    Contender("litgpt_default", "bfloat16", environment="litgpt", shapes=("tinyllama",)),
+    Contender("litgpt_best", "bfloat16", environment="litgpt", shapes=("tinyllama",)),
     Contender("ours_whole", "bfloat16"),
     Contender("ours", "bfloat16"),
 ]
@@ -66,7 +74,7 @@ class Bench:
     warmup: int
     steps: int
     base: str
-    trl_python: Path
+    environments: Path
     contenders: list[Contender]
 
     @property
@@ -74,7 +82,8 @@ class Bench:
         return self.out / "frozen"
 
     def python(self, contender: Contender) -> str:
-        return str(self.trl_python) if contender.uses_trl else sys.executable
+        own = self.environments / f"venv-{contender.environment}" / "bin/python"
+        return str(own) if contender.environment else sys.executable
 
 
 def child_env(folder: Path) -> dict[str, str]:
@@ -199,7 +208,6 @@ def write_up(bench: Bench, frozen: dict[str, Any], facts: dict[str, Any], runs: 
     gemm = facts["gemm_gflops"]["bfloat16"]
     names = [contender.name for contender in bench.contenders]
     rows = [report.row(runs, name, bench.base, flops_per_token(frozen), gemm) for name in names]
-    versions = {k: v for run in runs if run.result for k, v in run.result["versions"].items()}
     machine_facts = facts["machine"]
     lines = [
         f"# LoRA on {SHAPES[bench.shape].title}, {bench.lengths} documents, CPU",
@@ -215,10 +223,23 @@ def write_up(bench: Bench, frozen: dict[str, Any], facts: dict[str, Any], runs: 
         f"- Machine: {machine_facts['cpu']}, {machine_facts['cores']} cores, {', '.join(machine_facts['flags'])}, "
         f"{machine_facts['memory_gib']} GiB; matrix products {gemm:.0f} GFLOP/s in bfloat16 and "
         f"{facts['gemm_gflops']['float32']:.0f} in float32; load average before {machine_facts['load_average']}.",
-        f"- Versions: {', '.join(f'{k} {v}' for k, v in sorted(versions.items()))}.",
+        *versions(bench, runs),
         f"- {facts['date']}: `{facts['command']}`",
     ]
     return "\n".join(lines) + "\n"
+
+
+def versions(bench: Bench, runs: list[Run]) -> list[str]:
+    """A line for each environment: what is installed in it."""
+    found: dict[str, dict[str, str]] = {}
+    for contender in bench.contenders:
+        place = f"venv-{contender.environment}" if contender.environment else "the environment of the benchmark"
+        for run in report.of(runs, contender.name):
+            found.setdefault(place, {}).update(run.result["versions"] if run.result else {})
+    return [
+        f"- Versions in {place}: {', '.join(f'{k} {v}' for k, v in sorted(packages.items()))}."
+        for place, packages in found.items()
+    ]
 
 
 def parse(arguments: list[str] | None = None) -> Bench:
@@ -233,15 +254,24 @@ def parse(arguments: list[str] | None = None) -> Bench:
     parser.add_argument("--steps", type=int, default=30, help="timed steps")
     parser.add_argument("--base", default="ours", choices=names, help="the contender the others are compared with")
     parser.add_argument("--contenders", nargs="+", choices=names, default=names)
-    parser.add_argument("--trl-python", type=Path, default=ROOT / ".bench/venv-trl/bin/python")
+    parser.add_argument("--environments", type=Path, default=ROOT / ".bench", help="folder with venv-trl and the others")
     args = vars(parser.parse_args(arguments))
     args["out"] /= f"{args['shape']}-{args['lengths']}"
     chosen = args.pop("contenders")
-    return Bench(**args, contenders=[contender for contender in CONTENDERS if contender.name in chosen])
+    return Bench(**args, contenders=[c for c in CONTENDERS if c.name in chosen and args["shape"] in c.shapes])
+
+
+def check_environments(bench: Bench) -> None:
+    """Say now, and not after an hour, that the environment of a contender is not there."""
+    for contender in bench.contenders:
+        if not Path(bench.python(contender)).exists():
+            environment = f".bench/venv-{contender.environment}/.ready"
+            raise SystemExit(f"{contender.name} needs {bench.python(contender)}: `make {environment}`, or leave it out")
 
 
 def main() -> None:
     bench = parse()
+    check_environments(bench)
     frozen = freeze(bench)
     facts = {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),

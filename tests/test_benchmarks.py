@@ -7,6 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
+from litgpt_names import from_peft, to_peft
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from probe import documents_of
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import scaling_page
 from families import SHARED
@@ -15,7 +20,7 @@ from frozen_model import build_tokenizer
 from llm_finetune_kit.models.facts import ModelFacts, facts_by_name
 from scaling import PANELS, Measured, turns
 from shapes import SHAPES, Lengths, counts, flops_per_token, lora_settings
-from speed import ROOT, parse
+from speed import ROOT, check_environments, parse
 
 real_data = pytest.mark.skipif(not SHARED.is_dir(), reason="the folder with real data is not here")
 
@@ -57,6 +62,42 @@ def test_lora_is_on_every_linear_layer_of_the_blocks() -> None:
     gpt2, llama = lora_settings(facts("gpt2")), lora_settings(facts("tinyllama"))
     assert gpt2["target_modules"] == ["c_attn", "c_proj", "c_fc"] and gpt2["fan_in_fan_out"]
     assert len(llama["target_modules"]) == 7 and not llama["fan_in_fan_out"]
+
+
+def test_a_library_that_does_not_know_a_shape_is_left_out() -> None:
+    names = {shape: [contender.name for contender in parse(["--shape", shape]).contenders] for shape in SHAPES}
+    assert "litgpt_best" in names["tinyllama"] and "litgpt_best" not in names["gpt2"]
+    assert all("unsloth_best" in found and "ours" in found for found in names.values())
+
+
+def test_a_contender_without_its_environment_is_named_before_anything_runs(tmp_path: Path) -> None:
+    asked = parse(["--environments", str(tmp_path), "--contenders", "ours", "unsloth_best"])
+    with pytest.raises(SystemExit, match=r"unsloth_best needs .*venv-unsloth/bin/python.*make .bench/venv-unsloth/.ready"):
+        check_environments(asked)
+    check_environments(parse(["--environments", str(tmp_path), "--contenders", "ours"]))
+
+
+def test_an_adapter_comes_back_from_litgpts_names_as_it_went() -> None:
+    """Q has more outputs than k and v, as in grouped attention; every weight is another."""
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+                                         num_attention_heads=4, num_key_value_heads=2))  # fmt: skip
+    lora = LoraConfig(r=3, target_modules=lora_settings(facts("tinyllama"))["target_modules"], init_lora_weights=False)
+    adapter = get_peft_model_state_dict(get_peft_model(model, lora))
+    there = from_peft(adapter, layers=2)
+    back = to_peft(there | {"lm_head.weight": torch.zeros(1)}, layers=2, outputs=[16, 8, 8])
+    assert there["transformer.h.1.attn.qkv.lora_A"].shape == (9, 16) and there["transformer.h.1.attn.qkv.lora_B"].shape == (32, 3)
+    assert back.keys() == adapter.keys() and all(torch.equal(back[name], adapter[name]) for name in adapter)
+
+
+def test_documents_are_read_off_a_packed_row_without_what_fills_it_up() -> None:
+    row = {
+        "input_ids": torch.tensor([[5, 6, 7, 8, 9, 0, 0]]),
+        "labels": torch.tensor([[IGNORED, 6, IGNORED, 8, 9, IGNORED, IGNORED]]),
+        "position_ids": torch.tensor([[0, 1, 0, 1, 2, 0, 0]]),
+    }
+    expected = [((5, 6), (IGNORED, 6)), ((7, 8, 9), (IGNORED, 8, 9))]
+    assert documents_of(row) == expected
+    assert documents_of({**row, "attention_mask": torch.zeros(1, 1, 7, 7)}) == expected
 
 
 def test_every_shape_and_set_has_results_of_its_own() -> None:

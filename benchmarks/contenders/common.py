@@ -20,7 +20,10 @@ THREADS = 2
 LEARNING_RATE = 2e-4
 MAX_GRAD_NORM = 1.0
 IGNORED = -100
-PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "llm-finetune-kit")
+PACKAGES = (
+    "torch", "transformers", "peft", "trl", "accelerate", "datasets", "llm-finetune-kit",
+    "unsloth", "unsloth_zoo", "llamafactory", "litgpt", "lightning",
+)  # fmt: skip
 
 Adapter = Mapping[str, torch.Tensor]
 """LoRA weights under PEFT's names, as in `adapter_model.safetensors`."""
