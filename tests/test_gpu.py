@@ -1,4 +1,4 @@
-"""What a GPU computes, as far as a CPU can show it: stand-ins for its kernels, tensors without data, and the decisions.
+"""What a GPU computes, as far as a CPU can show it: stand-ins for its kernels, tensors without numbers, the decisions.
 
 benchmarks/gpu.py has the same checks on a real one.
 """
@@ -91,10 +91,18 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def counted_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry for each call of torch's function from now on."""
+    """One entry for each call of torch's function from now on, whose inputs are as the kernel wants them."""
     used: list[int] = []
     real = varlen.varlen_attn
-    monkeypatch.setattr(attention, "varlen_attn", lambda *parts, **how: used.append(1) or real(*parts, **how))
+
+    def watched(*parts: Any, **how: Any) -> Any:
+        used.append(1)
+        assert {part.dtype for part in parts[:3]} == {torch.bfloat16}  # full training turns queries and keys in float32
+        assert all(part.is_contiguous() and len(part) == len(parts[0]) for part in parts[:3])
+        assert parts[3].dtype == torch.int32
+        return real(*parts, **how)
+
+    monkeypatch.setattr(attention, "varlen_attn", watched)
     return used
 
 
@@ -178,7 +186,7 @@ def test_a_model_learns_the_same_from_one_kernel(
     assert apart(at_once[1], each[1]) < 0.03
 
 
-# --- tensors without data: shapes and number formats on a GPU, and nothing that waits for it ---------------------
+# --- tensors without numbers: shapes, number formats, and nothing that waits for a GPU ---------------------------
 
 
 def without_numbers(objective: Objective, mode: FakeTensorMode) -> None:
@@ -197,13 +205,11 @@ def without_numbers(objective: Objective, mode: FakeTensorMode) -> None:
 @pytest.mark.parametrize("one", [True, False])
 def test_a_step_waits_for_nothing_before_its_end(family: str, lora: bool, one: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Forward, backward, clipping and optimizer: a tensor without numbers raises where Python asks for one."""
-    monkeypatch.setattr(attention, "has_kernels", lambda device: one)
     used = counted_calls(monkeypatch)
     passes = make_passes(rows(), range(8), 90)
     places = {id(work): work.rows for work in passes}  # they are counted on the CPU, where numbers are at hand
     monkeypatch.setattr(Pass, "rows", property(lambda self: places[id(self)]))
     model = tiny(family)
-    monkeypatch.setattr(attention, "has_kernels", lambda device: False)
     objective = Objective(with_lora(model.bfloat16()) if lora else model, torch.bfloat16)
     monkeypatch.setattr(attention, "has_kernels", lambda device: one)
     mode = FakeTensorMode(allow_non_fake_inputs=True)

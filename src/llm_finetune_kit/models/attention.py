@@ -69,6 +69,7 @@ class Documents:
         self.spans = Spans(lengths, parents, device) if has_kernels(device) else None
 
 
+@cache
 def has_kernels(device: torch.device) -> bool:
     """Whether this device computes documents of any lengths in one kernel; tried once with a tiny pass."""
     if device.type != "cuda" or torch.version.hip is not None or torch.cuda.get_device_capability(device) < FLASH:
@@ -81,7 +82,6 @@ def has_arguments(function: Any) -> bool:
     return function is not None and set(inspect.signature(function).parameters) >= NEEDED
 
 
-@cache
 def _kernels_run(device: torch.device) -> bool:
     try:
         query, key, value = (
