@@ -61,7 +61,8 @@ FLOORS = {
     | {"terminal", "ui", "__init__", "__main__"},
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
-SHARE_A_FLOOR = {4, 5, 6}  # work stands on work, a study on runs and faces on faces, without circles; elsewhere only inside a sub-package
+# Work stands on work, a study on runs, and faces on faces, without circles; elsewhere only inside a sub-package.
+SHARE_A_FLOOR = {4, 5, 6}
 HEAVY = {"torch", "transformers", "peft", "datasets", "matplotlib", "gradio", "bitsandbytes", "accelerate"}
 LIGHT_UPSTAIRS = [
     *(str(path.relative_to(SOURCE)) for path in (SOURCE / "data").rglob("*.py") if path.stem != "batches"),

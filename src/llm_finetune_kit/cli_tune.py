@@ -34,6 +34,7 @@ EXAMPLES = (
     "finetune tune finetune.yaml lora.target_modules=all-linear,[q_proj,v_proj]",
     "finetune tune --resume outputs/tune-demo-chat --trials 16",
 )
+PLACE, TRIALS = "output.output_dir", 8
 
 
 def tune_command(words: Sequence[str]) -> int:
@@ -58,9 +59,10 @@ def tune_command(words: Sequence[str]) -> int:
 
 
 def _went_on(asked: argparse.Namespace) -> Study:
-    given = [word for word in (*asked.words, *filter(None, (getattr(asked, knob) for knob in FLAGS.values() if knob != PLACE)))]
-    if given or asked.config:
-        problem = f"a study goes on with its own settings, and {given[0] if given else asked.config} is named"
+    flags = [str(value) for knob in FLAGS.values() if knob != PLACE and (value := getattr(asked, knob)) is not None]
+    given = [*asked.words, *flags, *([asked.config] if asked.config else [])]
+    if given:
+        problem = f"a study goes on with its own settings, and {given[0]} is named"
         raise UsageError(2, problem, fix=f"finetune tune --resume {asked.resume}; begin another study for other settings")
     from llm_finetune_kit.tuning.search import go_on
     from llm_finetune_kit.tuning.study import find_study
@@ -81,9 +83,6 @@ def _new(asked: argparse.Namespace) -> Study:
             setattr(asked, knob, None)
     asked.words = [*files, *(word for word in fixed if word not in flags.values())]
     return tune(asked_config(asked), space, trials=asked.trials or TRIALS, listen=_progress())
-
-
-PLACE, TRIALS = "output.output_dir", 8
 
 
 def _progress() -> Listen:
@@ -121,15 +120,17 @@ def _show(study: Study) -> None:
     measured = f"{counts['rows']:,} held-out rows with {counts['target_tokens']:,} tokens to predict"
     doubt = f"the lowest of {len(study.ranking)} on the rows that chose it looks better than it is; only other rows can tell"
     path = study.folder / BEST
-    print_pairs(
-        [
-            ("best", f"trial {best.number}: {in_words(best.settings)}", ""),
-            ("its held-out loss", f"{best.loss:.4f}, {lead}{before}", measured),
-            ("mind", doubt, ""),
-            ("train with it", f"finetune train --config {path}", ""),
-            ("confirm it", f"finetune compare {study.folder}/trial-{best.number} --data OTHER.jsonl", ""),
-        ]
-    )
+    pairs = [
+        ("best", f"trial {best.number}: {in_words(best.settings)}", ""),
+        ("its held-out loss", f"{best.loss:.4f}, {lead}{before}", measured),
+        ("mind", doubt, ""),
+    ]
+    if study.edges:
+        edges = f"the best {' and '.join(study.edges)} lies at an end of what was searched: search beyond it"
+        pairs.append(("mind", edges, ""))
+    pairs.append(("train with it", f"finetune train --config {path}", ""))
+    pairs.append(("confirm it", f"finetune compare {study.folder}/trial-{best.number} --data OTHER.jsonl", ""))
+    print_pairs(pairs)
 
 
 def _row(trial: Trial, knobs: Sequence[str]) -> tuple[str, ...]:

@@ -61,8 +61,8 @@ def run(
     """Train as the config asks; `listen` hears every event. `loaded` is the base model if it is in memory already.
 
     With `force` a run starts that the plan says cannot fit. When `enough` becomes true, the run ends after that step or
-    evaluation as if it had been its last one, with the reason `asked to stop`. Raises KitError for what the user can fix, and Interrupted
-    after a signal. Nothing is written before the data and the plan are sound.
+    evaluation as if it had been its last one, with the reason `asked to stop`. Raises KitError for what the user can fix,
+    and Interrupted after a signal. Nothing is written before the data and the plan are sound.
 
     >>> values = {"model.name": "demo", "data.train_file": "sample:chat", "training.max_steps": 1, "evaluation.compare": False}
     >>> run(RunConfig().with_values(values)).folder.path.name
@@ -99,9 +99,9 @@ def resume(
 ) -> Result:
     """Go on with a run from its newest sound checkpoint, to the same end as if it had never stopped.
 
-    `enough` is that of `run`. `changes` (`section.key=value`) may say how it is computed and kept, and with `allow_change` how it learns from here
-    on. Raises UsageError for a run that is finished, ConfigError for changes that would make another run of it, and
-    DataError or ModelError where data or model are no longer what they were.
+    `changes` (`section.key=value`) may say how it is computed and kept, and with `allow_change` how it learns from here
+    on; `enough` is that of `run`. Raises UsageError for a run that is finished, ConfigError for changes that would make
+    another run of it, and DataError or ModelError where data or model are no longer what they were.
 
     >>> values = {"model.name": "demo", "data.train_file": "sample:chat", "training.max_steps": 1, "evaluation.compare": False}
     >>> result = resume(run(RunConfig().with_values(values)).folder, max_steps=2)

@@ -60,7 +60,7 @@ def go_on(folder: Path, *, trials: int | None = None, listen: Listen = ignore) -
     study = read_study(folder)
     study.wanted = trials or study.wanted
     with _signals("the study is as it was", f"go on with: finetune tune --resume {folder}"):
-        if study.data != _fingerprints(_material(study.config, listen)):
+        if study.data != _fingerprints(_material(study.config)):
             problem = "the data or the model has changed since the study began"
             raise UsageError(72, problem, where=str(folder), fix="put the old ones back, or begin another study")
     return _searched(study, listen)
@@ -88,9 +88,12 @@ def _signals(state: str, fix: str) -> Iterator[None]:
             raise Interrupted(stop.number, f"{stop.problem}; {state}", fix=fix) from None
 
 
-def _material(config: RunConfig, listen: Listen) -> Material:
-    """What all trials work with. Whether they fit is asked of each by itself. Raises ConfigError without held-out rows."""
-    material = prepare_run(config, listen, force=True)
+def _material(config: RunConfig) -> Material:
+    """What all trials work with; what there is to tell of it, such as whether it fits, each tells by itself.
+
+    Raises ConfigError without held-out rows.
+    """
+    material = prepare_run(config, force=True)
     if material.held_out is None:
         fix = "name some in data.eval_file, or leave data.validation_split out"
         raise ConfigError(83, "no rows are held out, so no trial can be judged", where="data.validation_split", fix=fix)
@@ -99,7 +102,7 @@ def _material(config: RunConfig, listen: Listen) -> Material:
 
 def _begun(config: RunConfig, texts: dict[str, str], trials: int, listen: Listen) -> Study:
     """The study of the output folder that asks for the same of the same data, or a new one."""
-    material = _material(config, listen)
+    material = _material(config)
     decided = material.plan.config
     if not texts:
         texts = default_space(float(decided.training.learning_rate or 0.0))
@@ -217,9 +220,8 @@ def _params(settings: Mapping[str, Any], space: Space) -> dict[str, Any]:
 
 
 def _settings(proposal: Any, space: Space) -> dict[str, Any]:
-    return {
-        knob: one.values[proposal.params[knob]] if isinstance(one, Choices) else proposal.params[knob] for knob, one in space.items()
-    }
+    taken = proposal.params
+    return {knob: one.values[taken[knob]] if isinstance(one, Choices) else taken[knob] for knob, one in space.items()}
 
 
 def _proposal(study: Study, space: Space) -> Any:

@@ -18,6 +18,7 @@ DEFAULT_FACTOR = 10  # each way of the planned learning rate, where no setting i
 EVENLY = ("lora.dropout", "training.warmup_ratio")  # shares; every other range is searched on a logarithmic scale
 SEARCHED = ("lora.", "training.", "method", "model.dtype", "model.quantization")  # all else changes what is measured
 OF_THE_STUDY = ("training.seed", "training.eval_steps", "training.early_stopping_patience", "training.profile")
+NEAR = 0.1  # of a range, from its ends, that counts as its edge
 RANGE = re.compile(r"(.*?\S)\s*\.\.\s*(\S.*)")
 
 
@@ -128,6 +129,16 @@ def default_space(planned_rate: float) -> dict[str, str]:
     """What is searched where nothing was named: the learning rate around the planned one."""
     low, high = planned_rate / DEFAULT_FACTOR, min(1.0, planned_rate * DEFAULT_FACTOR)
     return {RATE: f"{low:.3g}..{high:.3g}"}
+
+
+def at_edge(one: Range | Choices, value: Any) -> bool:
+    """Whether a number is so near to an end of what was searched that better ones may lie beyond it."""
+    if isinstance(one, Range):
+        scale = math.log if one.log else float
+        low, high, here = scale(one.low), scale(one.high), scale(value)
+        return min(here - low, high - here) <= NEAR * (high - low)
+    numbers = [other for other in one.values if isinstance(other, (int, float)) and not isinstance(other, bool)]
+    return len(numbers) == len(one.values) > 2 and value in (min(numbers), max(numbers))
 
 
 def combinations(space: Space) -> int | float:

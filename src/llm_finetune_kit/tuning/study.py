@@ -15,6 +15,7 @@ from llm_finetune_kit.files import read_json, write_json, write_whole
 from llm_finetune_kit.folder import RunFolder
 from llm_finetune_kit.plain_yaml import dump_yaml
 from llm_finetune_kit.settings import changed
+from llm_finetune_kit.tuning.space import at_edge, read_space
 
 STUDY, BEST = "study.json", "best.yaml"
 DONE, PRUNED, FAILED, SKIPPED = "done", "pruned", "failed", "skipped"
@@ -72,6 +73,12 @@ class Study:
         return sorted((one for one in self.trials if one.loss is not None), key=lambda one: float(one.loss or 0.0))
 
     @property
+    def edges(self) -> list[str]:
+        """Knobs whose best value lies at an end of what was searched."""
+        space = read_space(self.space, self.config)
+        return [knob for knob, one in space.items() if at_edge(one, self.best.settings[knob])]
+
+    @property
     def best(self) -> Trial:
         """The trial with the lowest held-out loss. Raises UsageError where no trial has any."""
         if not self.ranking:
@@ -82,7 +89,9 @@ class Study:
 
     def keep(self) -> None:
         """Write the study, and the best settings so far as a config."""
-        tree = {name: getattr(self, name) for name in ("space", "wanted", "data", "held_out", "planned", "loss_before", "running")}
+        tree = {
+            name: getattr(self, name) for name in ("space", "wanted", "data", "held_out", "planned", "loss_before", "running")
+        }
         trials = [asdict(trial) for trial in self.trials]
         write_json(self.folder / STUDY, {"config": self.config.asked(), **tree, "trials": trials})
         if self.ranking:
@@ -103,6 +112,7 @@ class Study:
             "held_out": self.held_out,
             "loss_before": self.loss_before,
             "best": {"trial": self.best.number, "settings": self.best.settings, "loss": self.best.loss},
+            "at_an_edge": self.edges,
             "better_than_second_by": second - float(self.best.loss or 0.0) if second is not None else None,
             "best_config": str(self.folder / BEST),
             "trials": [asdict(one) | {"loss": one.loss, "best_step": one.best_step} for one in (*ranking, *rest)],
