@@ -40,7 +40,7 @@ VALUES: dict[str, Any] = {
     "training.batch_size": 4,
     "training.gradient_accumulation_steps": 1,
     "training.eval_steps": 1,
-    "training.seed": 2,
+    "training.seed": 20,
     "evaluation.generation.max_new_tokens": 1,
 }
 
@@ -117,6 +117,13 @@ def test_without_a_setting_the_planned_rate_is_searched_ten_times_each_way() -> 
     assert default_space(0.5) == {RATE: "0.05..1"}
 
 
+def test_a_share_of_a_range_is_a_number_in_it() -> None:
+    rates, ranks = Range(1e-4, 1e-2, whole=False, log=True), Range(4, 64, whole=True, log=True)
+    assert rates.at(0.5) == pytest.approx(1e-3) and (rates.at(0.0), rates.at(1.0)) == (1e-4, 1e-2)
+    assert (ranks.at(0.0), ranks.at(1.0), type(ranks.at(0.4))) == (4, 64, int)
+    assert [Choices(("a", "b", "c")).at(share) for share in (0.0, 0.3, 0.34, 0.99, 1.0)] == ["a", "a", "b", "c", "c"]
+
+
 @pytest.mark.parametrize(("value", "edge"), [(1.1e-4, True), (3e-4, False), (9.5e-4, True)])
 def test_a_best_value_at_an_end_is_told(value: float, edge: bool) -> None:
     assert at_edge(Range(1e-4, 1e-3, whole=False, log=True), value) is edge
@@ -155,6 +162,7 @@ def test_the_same_seed_gives_the_same_trials_also_when_it_was_stopped(tmp_path: 
     assert first[0] == {RATE: 2e-3, "lora.r": 8}  # what the plan would take
     assert all(1e-5 <= one[RATE] <= 1e-1 and 4 <= one["lora.r"] <= 64 for one in first)
     assert len({json.dumps(one) for one in first}) == 12
+    assert sorted(math.floor(math.log10(one[RATE])) for one in first[1:5]) == [-5, -4, -3, -2]  # spread, not drawn
 
 
 def test_a_small_space_is_searched_whole_and_nothing_twice() -> None:

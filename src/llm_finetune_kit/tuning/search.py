@@ -25,7 +25,7 @@ from llm_finetune_kit.settings import changed
 from llm_finetune_kit.tuning.space import DEFAULT_FACTOR, RATE, Choices, Space, combinations, default_space, read_space
 from llm_finetune_kit.tuning.study import DONE, FAILED, PRUNED, SKIPPED, STUDY, Study, Trial, begin, read_study, same_study
 
-AT_RANDOM = 4  # trials before those that learn from the ones before them
+SPREAD = 4  # trials after the first that are spread over the space; those after them learn from the ones before
 COMPARED = 3  # finished trials that a later one must be held against before it may be stopped early
 UNDISTURBED = 1 / 3  # of a trial's steps, in which it is never stopped: high rates begin badly and may end well
 CANNOT_RUN = (20, 60)  # codes of the machine: too little memory, or no such optimizer; others stop the whole study
@@ -175,7 +175,7 @@ def _optuna_study(study: Study, space: Space, attempt: int = 0) -> Any:
     import optuna
 
     seed = [study.config.training.seed, len(study.trials), attempt]
-    sampler = optuna.samplers.TPESampler(seed=_mixed(seed), n_startup_trials=AT_RANDOM)
+    sampler = optuna.samplers.TPESampler(seed=_mixed(seed), n_startup_trials=SPREAD)
     pruner = optuna.pruners.MedianPruner(n_startup_trials=COMPARED, n_warmup_steps=0)
     made = optuna.create_study(sampler=sampler, pruner=pruner)
     states = {DONE: optuna.trial.TrialState.COMPLETE, PRUNED: optuna.trial.TrialState.PRUNED}
@@ -225,18 +225,30 @@ def _settings(proposal: Any, space: Space) -> dict[str, Any]:
 
 
 def _proposal(study: Study, space: Space) -> Any:
-    """The next trial: the one that had begun; first what the plan would take; then what optuna proposes, nothing twice."""
-    begun = study.running if study.running is not None else study.planned if not study.trials else {}
+    """The next trial: the one that had begun; first what the plan would take, then some that are spread over the space, then
+    what optuna proposes; nothing twice."""
+    number = len(study.trials)
+    begun = study.planned if number == 0 else _spread(study, space, number - 1) if number <= SPREAD else {}
+    begun = begun if study.running is None else study.running
     tried = [trial.settings for trial in study.trials]
     for attempt in range(20):
         made = _optuna_study(study, space, attempt)
-        made.enqueue_trial(_params(begun, space))
+        made.enqueue_trial(_params(begun if attempt == 0 else {}, space))
         proposal = made.ask(_distributions(space))
         if _settings(proposal, space) not in tried:
             return proposal
     made = _optuna_study(study, space)
     made.enqueue_trial(_params(next(one for one in _every(space) if one not in tried), space))
     return made.ask(_distributions(space))
+
+
+def _spread(study: Study, space: Space, number: int) -> dict[str, Any]:
+    """Of each range another part than the other spread trials have, and so of each list (a Latin hypercube)."""
+    import numpy as np
+
+    random = np.random.default_rng(study.config.training.seed)
+    shares = {knob: (random.permutation(SPREAD) + random.random(SPREAD)) / SPREAD for knob in space}
+    return {knob: one.at(float(shares[knob][number])) for knob, one in space.items()}
 
 
 def _every(space: Space) -> Iterator[dict[str, Any]]:

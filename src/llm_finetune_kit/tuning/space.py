@@ -34,6 +34,13 @@ class Range:
     def holds(self, value: Any) -> bool:
         return isinstance(value, (int, float)) and self.low <= value <= self.high
 
+    def at(self, share: float) -> float:
+        """The number that lies `share` (0 to 1) of the way through the range."""
+        high = self.high + 1 if self.whole else self.high
+        here = self.low * (high / self.low) ** share if self.log else self.low + share * (high - self.low)
+        here = min(max(here, self.low), self.high)
+        return int(here) if self.whole else here
+
     def __str__(self) -> str:
         return f"{self.low:g} to {self.high:g}{', on a logarithmic scale' if self.log else ''}"
 
@@ -46,6 +53,10 @@ class Choices:
 
     def holds(self, value: Any) -> bool:
         return value in self.values
+
+    def at(self, share: float) -> Any:
+        """The value that lies `share` (0 to 1) of the way through the list."""
+        return self.values[min(int(share * len(self.values)), len(self.values) - 1)]
 
     def __str__(self) -> str:
         return ", ".join(str(value) for value in self.values)
