@@ -24,6 +24,7 @@ def build_model(shape: Shape, data: Path) -> Any:
     if not shape.config:
         return AutoModelForCausalLM.from_pretrained(DEMO, dtype=shape.stored)
     config = AutoConfig.from_pretrained(data / "configs" / shape.config)
+    config.name_or_path = ""  # PEFT would look there for the weights
     for name in DROPOUTS:
         if hasattr(config, name):
             setattr(config, name, 0.0)

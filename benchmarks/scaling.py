@@ -39,7 +39,7 @@ MODELS = {
     **SHAPES,
     "smollm2": Shape("a SmolLM2-135M-shaped model", "smollm2-135m.config.json", "", "bfloat16", Lengths(1, 2048, 4)),
 }
-WARMUP, STEPS = 1, 3
+WARMUP, STEPS = 1, 2
 LONG_RUN = 300  # steps
 MANY_ROWS = 1_000_000
 
@@ -48,7 +48,8 @@ import json, resource, sys, time
 from llm_finetune_kit import load_config
 from llm_finetune_kit.material import prepare_run
 began = time.perf_counter()
-material = prepare_run(load_config(overrides=["model.name=demo", f"data.train_file={sys.argv[1]}"]), weights=False)
+asked = ["model.name=demo", f"data.train_file={sys.argv[1]}", "data.on_bad_rows=drop"]
+material = prepare_run(load_config(overrides=asked)[0], weights=False)
 seconds = time.perf_counter() - began
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 print(json.dumps({"seconds": seconds, "peak_mib": peak, "examples": len(material.train) + len(material.held_out)}))
@@ -111,9 +112,13 @@ class Measured:
         return key in self.found
 
     def keep(self, key: str, **values: Any) -> None:
-        self.found[key] = {"key": key, **values}
+        self.found[key] = {"key": key, "date": now(), **values}
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(self.found[key]) + "\n")
+
+
+def now() -> str:
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def turns(panels: dict[str, list[Point]], repeats: int) -> list[tuple[str, Point]]:
@@ -182,7 +187,10 @@ def measure_long_run(asked: Scaling) -> dict[str, Any]:
 
 
 def measure_preparation(asked: Scaling, copies: bool) -> dict[str, Any]:
-    """All that a run does before it loads weights, without the cache: seconds and peak memory of a process of its own."""
+    """All that a run does before it loads weights, without the cache: seconds and peak memory of a process of its own.
+
+    With `copies` the rows come again and again, each with a number of its own.
+    """
     rows = alpaca_rows(asked.data)
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "rows.jsonl"
@@ -232,7 +240,7 @@ def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     facts = {
-        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "date": now(),
         "command": shlex.join(["python", *sys.argv]),
         "machine": machine.describe(),
     }

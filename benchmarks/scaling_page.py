@@ -12,6 +12,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from report import NOISY, spread
 
@@ -21,8 +22,8 @@ AXES = {"rows": "rows of 128 tokens a step", "length": "tokens of a document", "
 TITLES = {
     "rows": "GPT-2 124M",
     "length": "SmolLM2-135M, 2,048 tokens a step",
-    "model": "4 rows of 128 tokens",
-    "threads": "4 rows of 128 tokens",
+    "model": "Models, 4 rows of 128 tokens a step",
+    "threads": "Threads, 4 rows of 128 tokens a step",
 }
 
 Panels = dict[str, list[dict[str, Any]]]
@@ -119,20 +120,28 @@ def picture(panels: Panels, found: Found) -> str:
 
 
 def draw(axes: Axes, panel: str, seen: list[Seen]) -> None:
-    places = list(range(len(seen)))
-    axes.set_title(TITLES[panel], loc="left", color=INK, fontsize=12)
+    axes.set_title(TITLES[panel], loc="left", color=INK, fontsize=12, pad=10)
     axes.set_xlabel(AXES[panel], color=INK)
-    axes.set_xticks(places, [one.label(panel) for one in seen])
-    beside = axes.twinx()
-    for one, values, colour, name in (
-        (axes, [one.speeds for one in seen], SPEED, "tokens/s"),
-        (beside, [one.peaks for one in seen], MEMORY, "peak memory, MiB"),
-    ):
-        middle = [statistics.median(repeats) for repeats in values]
-        below = [at - min(repeats) for at, repeats in zip(middle, values, strict=True)]
-        above = [max(repeats) - at for at, repeats in zip(middle, values, strict=True)]
-        joined = "-" if panel in ("rows", "length") else ""
-        one.errorbar(places, middle, yerr=[below, above], marker="o", linestyle=joined, color=colour, capsize=3)
-        one.set_ylabel(name, color=colour)
-        one.set_ylim(bottom=0)
-        one.spines["top"].set_visible(False)
+    axes.set_xticks(range(len(seen)), [one.label(panel) for one in seen])
+    memory = axes.twinx()
+    joined = panel in ("rows", "length")
+    _series(axes, [one.speeds for one in seen], SPEED, "tokens/s", joined)
+    _series(memory, [one.peaks for one in seen], MEMORY, "peak memory, MiB", joined)
+    if joined:
+        axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
+    else:  # models differ a hundredfold
+        axes.set_yscale("log")
+        for form in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            form(LogFormatter(minor_thresholds=(2, 0.5)))
+    memory.set_ylim(0, 1.15 * memory.get_ylim()[1])
+
+
+def _series(axes: Axes, repeats: list[list[float]], colour: str, name: str, joined: bool) -> None:
+    """The median of each point's repeats, with a bar from the least to the most."""
+    middle = [statistics.median(values) for values in repeats]
+    below = [at - min(values) for at, values in zip(middle, repeats, strict=True)]
+    above = [max(values) - at for at, values in zip(middle, repeats, strict=True)]
+    style = {"color": colour, "marker": "o", "linestyle": "-" if joined else "none", "capsize": 3}
+    axes.errorbar(range(len(repeats)), middle, yerr=[below, above], **style)
+    axes.set_ylabel(name, color=colour)
+    axes.spines["top"].set_visible(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,12 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from probe import documents_of
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import scaling_page
 from families import SHARED
 from freeze import IGNORED, Document, describe, usable
 from frozen_model import build_tokenizer
 from llm_finetune_kit.models.facts import ModelFacts, facts_by_name
+from scaling import PANELS, Measured, turns
 from shapes import SHAPES, Lengths, counts, flops_per_token, lora_settings
 from speed import ROOT, check_environments, parse
 
@@ -121,3 +124,45 @@ def test_llamas_tokenizer_is_rebuilt_from_its_pieces() -> None:
     text = "a\n\nbird 🐦 sings"
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
     assert len(tokenizer) == 32000 and tokenizer.pad_token == "</s>"
+
+
+# --- how it scales -----------------------------------------------------------------------------------------
+
+
+def test_a_point_that_stands_in_two_panels_is_measured_once_a_repeat_and_in_another_order_each_time() -> None:
+    found = turns(PANELS, 3)
+    keys, points = [key for key, _ in found], {point for panel in PANELS.values() for point in panel}
+    assert len(set(keys)) == len(keys) == 3 * len(points)
+    thirds = [[point for _, point in found[start : start + len(points)]] for start in range(0, len(found), len(points))]
+    assert all(set(third) == points for third in thirds) and thirds[0] != thirds[1]
+    assert turns(PANELS, 3) == found  # a run that goes on asks for the same
+
+
+def test_what_was_measured_is_there_when_the_run_goes_on(tmp_path: Path) -> None:
+    Measured(tmp_path / "found").keep("a", seconds=1.5)
+    Measured(tmp_path / "found").keep("b", seconds=2.5)
+    again = Measured(tmp_path / "found")
+    assert "a" in again and "c" not in again and again.found["b"]["seconds"] == 2.5
+
+
+def test_growth_is_that_of_the_settled_steps() -> None:
+    assert scaling_page.growth([500, 700, 100, *(200 + 0.03 * step for step in range(50))], 3) == pytest.approx(3.0)
+
+
+def test_the_page_and_the_picture_show_every_point_with_all_its_repeats() -> None:
+    panels = {name: [asdict(point) for point in points] for name, points in PANELS.items()}
+    quiet, noisy = {"peak_mib": 1234.0, "foreign_load": 0.1}, {"peak_mib": 1234.0, "foreign_load": 0.9}
+    found = {
+        key: {**asdict(point), "tokens_per_second": 100.0 + index, **(noisy if key.endswith("2x128-2t 1") else quiet)}
+        for index, (key, point) in enumerate(turns(PANELS, 2))
+    }
+    found["long run"] = {"held_mib": [100.0] * 60, "foreign_load": 0.0}
+    for key in ("preparation", "preparation of many"):
+        found[key] = {"rows": 9, "file_mb": 1.0, "seconds": 2.0, "peak_mib": 3.0, "examples": 8, "foreign_load": 0.0}
+    facts = {"date": "today", "command": "python", "machine": {"cpu": "one", "cores": 2, "flags": [], "memory_gib": 24}}
+    page = scaling_page.page(facts, panels, found)
+    assert page.count("| 1,234 |") == sum(map(len, PANELS.values())) and "+0.0 MiB per 100 steps" in page.replace("-0.0", "+0.0")
+    assert page.count("not a record") == 1 and "gpt2-2x128-2t 1" in page
+    picture = scaling_page.picture(panels, found)
+    assert picture.startswith("<?xml") and all(title in picture for title in scaling_page.TITLES.values())
+    assert picture == scaling_page.picture(panels, found)
