@@ -27,7 +27,6 @@ WIDE, NARROW = 80, 16  # documents of a step: some 8,000 tokens, and the package
 BUDGET = 8192  # tokens of a pass
 WARM, TIMED = 3, 10  # steps, and those of a large model
 LARGE_WARM, LARGE_TIMED = 2, 6
-FIRST_LOSS = 5e-3  # relative, of the first step: whoever is farther from ours did other work
 Keep = Callable[[str, Any], None]
 
 
