@@ -6,6 +6,7 @@ benchmarks/gpu.py has the same checks on a real one.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +15,12 @@ from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import varlen
 
+from llm_finetune_kit.config import RunConfig
 from llm_finetune_kit.data.batches import Pass, make_passes
+from llm_finetune_kit.events import Event, Stepped, Warned
 from llm_finetune_kit.models import attention
 from llm_finetune_kit.models.attention import Documents, has_arguments, has_kernels, one_kernel, per_document_attention
+from llm_finetune_kit.run import run
 from llm_finetune_kit.training import compiled
 from llm_finetune_kit.training.compiled import compile_blocks
 from llm_finetune_kit.training.optimizer import make_optimizer
@@ -286,3 +290,15 @@ def test_where_compiling_fails_the_blocks_stay_as_they_were(monkeypatch: pytest.
 
 def broken(graph: Any, inputs: Any) -> Any:
     raise RuntimeError("no compiler on this machine")
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_knob_is_heard_and_a_failure_is_told(asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "BACKEND", broken)
+    heard: list[Event] = []
+    values = {"model.name": "demo", "data.train_file": "sample:chat", "output.output_dir": str(tmp_path)}
+    few = {"training.max_steps": 1, "evaluation.compare": False, "evaluation.generation.max_new_tokens": 1}
+    run(RunConfig().with_values(values | few | {"training.compile": asked}), heard.append)
+    told = [event.message for event in heard if isinstance(event, Warned) and "no compiler on this machine" in event.message]
+    assert len(told) == asked
+    assert any(isinstance(event, Stepped) for event in heard)
