@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 JOBS   ?= 2
 READY  := $(VENV)/.ready
+PEERS  := trl unsloth llamafactory litgpt
 
 .PHONY: demo test check bench docs clean
 
@@ -23,8 +24,15 @@ docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 	@echo "open site/index.html"
 
-bench: $(READY) .bench/venv-trl/.ready
-	$(VENV)/bin/python benchmarks/first_light.py
+bench: $(READY) $(PEERS:%=.bench/venv-%/.ready)
+	$(VENV)/bin/python benchmarks/speed.py
+
+# torch first, so that nothing else decides which build comes
+.bench/venv-%/.ready: benchmarks/environments/%.txt
+	$(PYTHON) -m venv .bench/venv-$*
+	.bench/venv-$*/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	.bench/venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	touch $@
 
 .bench/venv-trl/.ready:
 	$(PYTHON) -m venv .bench/venv-trl

@@ -12,7 +12,7 @@ import time
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from llm_finetune_kit.models.attention import per_document_attention
+from llm_finetune_kit.models.attention import Documents, per_document_attention
 
 CASES = {"21 short": [97] * 21, "8 middling": [256] * 8, "2 long": [1024] * 2, "1 long": [2048]}
 
@@ -25,7 +25,7 @@ def dense(parts: list[torch.Tensor], lengths: list[int]) -> torch.Tensor:
 
 
 def per_document(parts: list[torch.Tensor], lengths: list[int]) -> torch.Tensor:
-    return per_document_attention(torch.nn.Module(), *parts, None, document_lengths=tuple(lengths))[0]
+    return per_document_attention(torch.nn.Module(), *parts, None, documents=Documents(tuple(lengths), parts[0].device))[0]
 
 
 def milliseconds(attend: object, parts: list[torch.Tensor], lengths: list[int]) -> float:

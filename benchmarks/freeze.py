@@ -9,123 +9,126 @@ import argparse
 import gzip
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
-from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer
 
-MAX_LENGTH = 512
+from frozen_model import SEED, build_model, build_tokenizer, save_adapter
+from llm_finetune_kit.models.facts import model_facts
+from shapes import SHAPES, Lengths, counts, lora_settings
+
 IGNORED = -100
-DOCUMENTS_PER_STEP = 4
-SEED = 20260101
-LORA = {
-    "r": 16,
-    "lora_alpha": 32,
-    "lora_dropout": 0.0,
-    "target_modules": ["c_attn", "c_proj", "c_fc"],
-    "fan_in_fan_out": True,
-    "task_type": "CAUSAL_LM",
-}
-LORA_B_STD = 0.02  # B = 0, the usual start, would hide a contender that gets A wrong
-POOL_FACTOR = 2  # a packer needs more documents than 4 a step to fill its rows
+POOL_FACTOR = 2  # a packer needs more documents than its steps times those of a step to fill its rows
+
+Document = tuple[list[int], list[int]]
+"""Token ids and labels, one as long as the other."""
 
 
-def render(row: dict[str, str]) -> tuple[str, str]:
-    """An Alpaca row as (prompt, answer); rows without an input have no input block."""
-    given = f"### Input:\n{row['input']}\n\n" if row["input"] else ""
-    return f"### Instruction:\n{row['instruction']}\n\n{given}### Response:\n", row["output"]
-
-
-def encode(tokenizer: GPT2Tokenizer, row: dict[str, str]) -> tuple[list[int], list[int]]:
-    """Token ids and labels of one row, cut at MAX_LENGTH; the prompt is not trained, the end of text is."""
-    prompt, answer = (tokenizer.encode(part) for part in render(row))
-    ids = prompt + answer + [tokenizer.eos_token_id]
-    labels = [IGNORED] * len(prompt) + ids[len(prompt) :]
-    return ids[:MAX_LENGTH], labels[:MAX_LENGTH]
-
-
-def sample_documents(data: Path, tokenizer: GPT2Tokenizer, count: int) -> list[tuple[list[int], list[int]]]:
-    """`count` documents of Alpaca in a fixed random order, leaving out those whose answer lies beyond the cut."""
+def alpaca_rows(data: Path) -> list[dict[str, str]]:
     with gzip.open(data / "sft" / "alpaca_data.json.gz", "rt", encoding="utf-8") as file:
-        rows = json.load(file)
+        return list(json.load(file))
+
+
+def dolly_rows(data: Path) -> list[dict[str, str]]:
+    """Dolly in Alpaca's words; its longest rows ask about a passage of Wikipedia."""
+    with gzip.open(data / "sft" / "databricks-dolly-15k.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    return [{"instruction": row["instruction"], "input": row["context"], "output": row["response"]} for row in rows]
+
+
+SOURCES = {"alpaca": alpaca_rows, "prompted": alpaca_rows, "long": dolly_rows}
+# What Alpaca's own trainer puts before its rows (github.com/tatsu-lab/stanford_alpaca, train.py), without and with an input.
+BEFORE = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n",
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n",
+)
+
+
+def render(row: dict[str, str], kind: str) -> tuple[str, str]:
+    """An Alpaca row as (prompt, answer); rows without an input have no input block."""
+    before = BEFORE[bool(row["input"])] if kind == "prompted" else ""
+    given = f"### Input:\n{row['input']}\n\n" if row["input"] else ""
+    return f"{before}### Instruction:\n{row['instruction']}\n\n{given}### Response:\n", row["output"]
+
+
+def encode(tokenizer: Any, row: dict[str, str], kind: str) -> Document:
+    """Token ids and labels of one row; the prompt is not trained, the end of text is."""
+    prompt, answer = render(row, kind)
+    asked = tokenizer.encode(prompt)
+    ids = [*asked, *tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]
+    return ids, [IGNORED] * len(asked) + ids[len(asked) :]
+
+
+def usable(documents: Iterator[Document], lengths: Lengths, *, cut: bool) -> Iterator[Document]:
+    """Documents within the lengths; longer ones cut, unless the answer lies beyond the cut, or left out."""
+    for ids, labels in documents:
+        ends = min(len(ids), lengths.most)
+        if ends < lengths.least or (ends < len(ids) and not cut) or labels[ends - 1] == IGNORED:
+            continue
+        yield ids[:ends], labels[:ends]
+
+
+def sample_documents(data: Path, tokenizer: Any, kind: str, lengths: Lengths, count: int) -> list[Document]:
+    """`count` documents of a set in a fixed random order."""
+    rows = SOURCES[kind](data)
     random.Random(SEED).shuffle(rows)
-    documents = []
-    for row in rows:
-        ids, labels = encode(tokenizer, row)
-        if labels[-1] != IGNORED:
-            documents.append((ids, labels))
-        if len(documents) == count:
-            return documents
-    raise SystemExit(f"{data} has only {len(documents)} usable rows, {count} are needed")
+    found = usable((encode(tokenizer, row, kind) for row in rows), lengths, cut=kind != "long")
+    documents = [document for document, _ in zip(found, range(count), strict=False)]
+    if len(documents) < count:
+        raise SystemExit(f"the set has only {len(documents)} documents of these lengths, {count} are needed: take fewer steps")
+    return documents
 
 
-def save_documents(documents: list[tuple[list[int], list[int]]], steps: int, path: Path) -> None:
+def save_documents(documents: list[Document], steps: int, per_step: int, path: Path) -> None:
     """Write ids and labels end to end, their lengths, and which documents make up each step."""
-    batches = torch.arange(steps * DOCUMENTS_PER_STEP).view(steps, DOCUMENTS_PER_STEP)
     tensors = {
         "input_ids": torch.tensor([token for ids, _ in documents for token in ids]),
         "labels": torch.tensor([token for _, labels in documents for token in labels]),
         "lengths": torch.tensor([len(ids) for ids, _ in documents]),
-        "batches": batches,
+        "batches": torch.arange(steps * per_step).view(steps, per_step),
     }
     save_file(tensors, path)
 
 
-def build_model(data: Path) -> GPT2LMHeadModel:
-    """A GPT-2 of the published shape with random weights and no dropout anywhere."""
-    stored = json.loads((data / "configs" / "gpt2.config.json").read_text())
-    known = GPT2Config().to_dict()
-    kept = {key: value for key, value in stored.items() if key in known}
-    config = GPT2Config(**{**kept, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0})
-    torch.manual_seed(SEED)
-    return GPT2LMHeadModel(config)
-
-
-def save_adapter(model: GPT2LMHeadModel, folder: Path) -> None:
-    """Write the first adapter in PEFT's layout, with a small random A and a small random B."""
-    torch.manual_seed(SEED + 1)
-    wrapped: Any = get_peft_model(model, LoraConfig(**LORA))
-    for name, weight in wrapped.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=LORA_B_STD)
-    wrapped.save_pretrained(folder)
-
-
-def freeze(data: Path, out: Path, steps: int) -> dict[str, Any]:
+def freeze(data: Path, out: Path, name: str, kind: str, steps: int) -> dict[str, Any]:
     """Write everything under `out` and return what was frozen."""
-    vocabulary = data / "tokenizers" / "gpt2"
-    tokenizer = GPT2Tokenizer(vocab=str(vocabulary / "vocab.json"), merges=str(vocabulary / "merges.txt"))
-    documents = sample_documents(data, tokenizer, POOL_FACTOR * DOCUMENTS_PER_STEP * steps)
+    shape, lengths = SHAPES[name], SHAPES[name].lengths[kind]
+    tokenizer = build_tokenizer(shape, data)
+    documents = sample_documents(data, tokenizer, kind, lengths, POOL_FACTOR * lengths.documents_per_step * steps)
     out.mkdir(parents=True, exist_ok=True)
-    save_documents(documents, steps, out / "documents.safetensors")
-    model = build_model(data)
+    save_documents(documents, steps, lengths.documents_per_step, out / "documents.safetensors")
+    model = build_model(shape, data)
     model.save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")
-    save_adapter(model, out / "adapter")
-    return describe(documents, steps)
+    facts = model_facts(out / "model", name)
+    lora = lora_settings(facts)
+    save_adapter(model, lora, out / "adapter")
+    return {**describe(documents, steps, lengths), "shape": name, "lengths": kind, "lora": lora, **counts(facts)}
 
 
-def describe(documents: list[tuple[list[int], list[int]]], steps: int) -> dict[str, Any]:
-    """The figures a reader needs to judge the data."""
-    used = documents[: steps * DOCUMENTS_PER_STEP]
-    lengths = sorted(len(ids) for ids, _ in used)
-    longest = [max(len(ids) for ids, _ in used[i : i + DOCUMENTS_PER_STEP]) for i in range(0, len(used), DOCUMENTS_PER_STEP)]
+def describe(documents: list[Document], steps: int, lengths: Lengths) -> dict[str, Any]:
+    """The figures of the data that contenders need and a reader judges it by; lengths are in tokens."""
+    size = lengths.documents_per_step
+    used = documents[: steps * size]
+    found = sorted(len(ids) for ids, _ in used)
+    longest = [max(len(ids) for ids, _ in used[i : i + size]) for i in range(0, len(used), size)]
     return {
         "seed": SEED,
         "steps": steps,
         "documents": len(documents),
-        "documents_per_step": DOCUMENTS_PER_STEP,
-        "max_length": MAX_LENGTH,
-        "length_mean": sum(lengths) / len(lengths),
-        "length_median": lengths[len(lengths) // 2],
-        "length_max": lengths[-1],
-        "useful_share_max_length": sum(lengths) / (len(lengths) * MAX_LENGTH),
-        "useful_share_dynamic": sum(lengths) / (sum(longest) * DOCUMENTS_PER_STEP),
-        "supervised_share": sum(label != IGNORED for _, labels in used for label in labels) / sum(lengths),
-        "lora": LORA,
+        "documents_per_step": size,
+        "max_length": lengths.most,
+        "length_mean": sum(found) / len(found),
+        "length_median": found[len(found) // 2],
+        "length_max": found[-1],
+        "length_of_a_token": sum(length * length for length in found) / sum(found),
+        "useful_share_max_length": sum(found) / (len(found) * lengths.most),
+        "useful_share_dynamic": sum(found) / (sum(longest) * size),
+        "supervised_share": sum(label != IGNORED for _, labels in used for label in labels) / sum(found),
     }
 
 
@@ -133,9 +136,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--shape", choices=SHAPES, required=True)
+    parser.add_argument("--lengths", choices=SOURCES, required=True)
     parser.add_argument("--steps", type=int, required=True, help="warm-up and timed steps together")
     args = parser.parse_args()
-    description = freeze(args.data, args.out, args.steps)
+    description = freeze(args.data, args.out, args.shape, args.lengths, args.steps)
     (args.out / "description.json").write_text(json.dumps(description))
 
 

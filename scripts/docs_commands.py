@@ -42,6 +42,7 @@ SHOWN: dict[str, str] = {
     "train": "finetune train mine.yaml training.max_steps=4 --run-name short",
     "plan": 'finetune plan --model mistral-7b --on "RTX 4090"',
     "resume": "finetune resume short --max-steps 6",
+    "tune": "finetune tune --model demo --data sample:chat --max-steps 4 --trials 3 training.learning_rate=3e-4..1e-2",
     "runs": "finetune runs",
     "report": "finetune report demo",
     "models": "finetune models --fits --on T4",

@@ -34,6 +34,7 @@ CHAPTERS = {
     "api": "Load, ask, reckon",
     "api_evaluate": "Measure and compare",
     "run": "Runs",
+    "tuning.search": "",
     "config": "Settings",
     "settings": "",
     "plan": "",

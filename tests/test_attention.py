@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from llm_finetune_kit.models.attention import per_document_attention
+from llm_finetune_kit.models.attention import Documents, per_document_attention
 from llm_finetune_kit.models.cpu_attention import KEPT, ROWS, SHORTEST, BlockedAttention
+
+CPU = torch.device("cpu")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,21 +61,21 @@ def test_parts_that_go_on_from_a_shared_beginning_are_whole_documents(dtype: tor
     query, key, value, slope = (part.to(dtype) for part in inputs(sum(lengths), 4, 2))
     module = torch.nn.Module()
     given = [part.clone().requires_grad_() for part in (query, key, value)]
-    out, _ = per_document_attention(module, *given, None, document_lengths=lengths, document_parents=parents, **extra)
+    out, _ = per_document_attention(module, *given, None, documents=Documents(lengths, CPU, parents), **extra)
     out.backward(slope.transpose(1, 2))
     spans = torch.arange(sum(lengths)).split(lengths)
     apart_from_each_other = [part.clone().requires_grad_() for part in (query, key, value)]
     for chain in chains:
         places = torch.cat([spans[part] for part in chain])
         alone = [part[:, :, places] for part in apart_from_each_other]
-        wanted, _ = per_document_attention(module, *alone, None, document_lengths=(len(places),), **extra)
+        wanted, _ = per_document_attention(module, *alone, None, documents=Documents((len(places),), CPU), **extra)
         own = slice(len(places) - lengths[chain[-1]], None)  # what is shared sends its slope back once, below
         wanted[:, own].backward(slope.transpose(1, 2)[:, spans[chain[-1]]])
         assert apart(out[:, spans[chain[-1]]], wanted[:, own].double()) < (1e-5 if dtype is torch.float32 else 1e-2)
     for shared in ([0], [0, 1]):
         places = torch.cat([spans[part] for part in shared])
         alone = [part[:, :, places] for part in apart_from_each_other]
-        wanted, _ = per_document_attention(module, *alone, None, document_lengths=(len(places),), **extra)
+        wanted, _ = per_document_attention(module, *alone, None, documents=Documents((len(places),), CPU), **extra)
         wanted[:, -lengths[shared[-1]] :].backward(slope.transpose(1, 2)[:, spans[shared[-1]]])
     for ours, theirs in zip(given, apart_from_each_other, strict=True):
         assert apart(ours.grad, theirs.grad.double()) < (1e-5 if dtype is torch.float32 else 2e-2)

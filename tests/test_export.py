@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 from faces import FINETUNE
 from llm_finetune_kit.cli import main
 from llm_finetune_kit.config import GenerationSection
-from llm_finetune_kit.errors import ModelError, UsageError
+from llm_finetune_kit.errors import MachineError, ModelError, UsageError
 from llm_finetune_kit.export import merged
 from llm_finetune_kit.export.merged import export_merged
 from llm_finetune_kit.files import damage
@@ -119,6 +120,21 @@ def test_fault_130_a_damaged_adapter_is_not_exported(tuned: Path, tmp_path: Path
     with pytest.raises(ModelError, match="no adapter"):
         export_merged("demo", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_without_room_is_told_before_the_model_is_loaded(
+    tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(place: Path) -> Any:
+        return SimpleNamespace(free=9_000_000)
+
+    monkeypatch.setattr(shutil, "disk_usage", full)
+    monkeypatch.setattr(merged, "open_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    with pytest.raises(MachineError, match="needs about 18 MB of disk and 9 MB are free"):
+        export_merged(str(tuned), tmp_path / "out")
+    monkeypatch.undo()
+    monkeypatch.setattr(shutil, "disk_usage", full)
+    assert export_merged(str(tuned), tmp_path / "out", dtype="bfloat16").size_bytes > 8_900_000  # half the bytes: there is room
 
 
 @pytest.mark.parametrize("fault", ["write:1:kill", "rename:2:kill", "sync:3:ENOSPC"])

@@ -35,7 +35,7 @@ FLOORS = {
         "tracking",
     }
     | {"evaluation", "report", "export", "serving", "starter"},
-    5: {"run"},
+    5: {"run", "tuning"},
     6: {
         "api",
         "api_evaluate",
@@ -54,13 +54,15 @@ FLOORS = {
         "cli_texts",
         "cli_export",
         "cli_serve",
+        "cli_tune",
         "cli_ui",
         "trainers",
     }
     | {"terminal", "ui", "__init__", "__main__"},
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
-SHARE_A_FLOOR = {4, 6}  # work stands on work and faces on faces, without circles; elsewhere only inside a sub-package
+# Work stands on work, a study on runs, and faces on faces, without circles; elsewhere only inside a sub-package.
+SHARE_A_FLOOR = {4, 5, 6}
 HEAVY = {"torch", "transformers", "peft", "datasets", "matplotlib", "gradio", "bitsandbytes", "accelerate"}
 LIGHT_UPSTAIRS = [
     *(str(path.relative_to(SOURCE)) for path in (SOURCE / "data").rglob("*.py") if path.stem != "batches"),

@@ -63,6 +63,7 @@ ELSEWHERE = {
     "model.cache_dir",  # test_hub.py
     "model.trust_remote_code",  # test_loading.py
     "lora.bias",  # test_adapters.py, on a model with biases
+    "training.compile",  # test_gpu.py
     "training.logging_steps",  # below
     "training.on_disk_full",  # test_survival.py
     "training.profile",  # test_profile.py

@@ -51,6 +51,29 @@ def test_every_choice_has_a_reason(knob: str) -> None:
     assert any(choice.knob == knob and len(choice.reason) > 10 for choice in plan("smollm2-135m").choices)
 
 
+@pytest.mark.parametrize(
+    ("name", "card", "values", "compiled"),
+    [
+        ("gpt2", "H100", {"training__max_steps": 100_000}, True),
+        ("gpt2", "H100", {"training__max_steps": 100}, False),
+        ("gpt2", "T4", {"training__max_steps": 100_000}, False),  # its kernels are slower than their launches
+        ("gpt2", "H100", {"training__max_steps": 100_000, "model__quantization": "nf4"}, False),
+        ("mistral-7b", "H200", {"training__max_steps": 100_000}, False),
+        ("mistral-7b", "H200", {"training__compile": True}, True),
+    ],
+)
+def test_blocks_are_compiled_where_a_gpu_would_wait_for_launches_long_enough(
+    name: str, card: str, values: dict[str, Any], compiled: bool
+) -> None:
+    made = plan(name, machine_named(card), **values)
+    assert made.config.training.compile is chosen(made, "training.compile") is compiled
+
+
+def test_a_cpu_compiles_nothing_unasked() -> None:
+    assert plan("smollm2-135m").config.training.compile is None
+    assert plan("smollm2-135m", training__compile=True).config.training.compile is True
+
+
 def test_what_was_asked_is_kept() -> None:
     asked = {
         "model__dtype": "float32", "model__quantization": "nf4", "model__max_length": 100, "lora__r": 4,
@@ -201,6 +224,7 @@ def test_biases_that_are_trained_keep_the_plan_from_quantizing() -> None:
         ({"lora__bias": "all"}, "lora.bias will not be used: tinyllama has no biases"),
         ({"training__freeze_layers": 2}, "training.freeze_layers will not be used"),
         ({"model__double_quantization": False}, "model.double_quantization will not be used"),
+        ({"training__compile": True, "model__quantization": "nf4"}, "training.compile will not be used"),
         ({"training__checkpoint_every": 2, "training__gradient_checkpointing": False}, "checkpoint_every will not be used"),
         ({"model__max_length": 5000}, "model.max_length=5,000 is more than the 2,048 tokens that tinyllama was made for"),
     ],

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm_finetune_kit.data.batches import Pass, evaluation_passes
 from llm_finetune_kit.data.masks import Tokens
@@ -124,6 +125,67 @@ def test_a_packed_layer_computes_what_its_unpacked_weight_does(stories: Path, ki
         (wanted,) = torch.autograd.grad(torch.nn.functional.linear(x, weight), x, slope)
         assert torch.equal(y, torch.nn.functional.linear(x, weight))
         torch.testing.assert_close(got, wanted)
+
+
+class Memory(TorchDispatchMode):
+    """Notes every piece of memory that an operation's result of at least `least` numbers lies in."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__()
+        self.least, self.places = least, set[int]()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.numel() >= self.least and out.is_floating_point():
+            self.places.add(out.untyped_storage().data_ptr())
+        return out
+
+
+def into(packed: torch.Tensor, state: Any, out: torch.Tensor | None = None) -> torch.Tensor:
+    """bitsandbytes' unpacking into a tensor, which it has on a GPU only."""
+    plain = bitsandbytes.functional.dequantize_4bit(packed, state)
+    with torch.utils._python_dispatch._disable_current_modes():
+        return plain if out is None else out.copy_(plain)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_layers_unpack_into_one_piece_of_memory(stories: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llm_finetune_kit.models import quantized_layers
+
+    model = load_base(Located("stories", stories), "float32", quantization=kind)
+    layers = list(packed(model).values())
+    shape = max((plain_shape(layer) for layer in layers), key=lambda shape: shape.numel())
+    alike = [layer for layer in layers if plain_shape(layer) == shape]
+    expected = [quantized_layers.plain_weight(layer, torch.float32) for layer in alike]
+    monkeypatch.setattr(quantized_layers, "IN_PLACE", {"cpu"})
+    monkeypatch.setattr(quantized_layers, "dequantize_4bit", into)
+    places = set()
+    for layer, weight in zip(alike, expected, strict=True):
+        found = quantized_layers.passing_weight(layer, torch.float32)
+        assert torch.equal(found, weight)
+        places.add(found.data_ptr())
+    assert len(alike) > 1
+    assert len(places) == 1
+
+
+def plain_shape(layer: Any) -> torch.Size:
+    return torch.Size((layer.out_features, layer.in_features))
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_a_step_makes_no_weight_anew(stories: Path, rows: int) -> None:
+    """Int8, which a CPU too unpacks into a given tensor: forward and backward of a product, after the first one."""
+    from llm_finetune_kit.models import quantized_layers
+
+    layers = packed(load_base(Located("stories", stories), "float32", quantization="int8")).values()
+    layer = max(layers, key=lambda layer: layer.out_features)
+    assert layer.out_features > quantized_layers.ROWS  # of which it unpacks so many at once
+    x = torch.randn(rows, layer.in_features, requires_grad=True)
+    quantized_layers.product(layer, x).sum().backward()
+    room = quantized_layers.passing_weight(layer, torch.float32).untyped_storage().data_ptr()
+    with Memory(plain_shape(layer).numel()) as made:
+        quantized_layers.product(layer, x).sum().backward()
+    assert made.places <= {room}
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])

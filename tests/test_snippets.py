@@ -21,6 +21,7 @@ from llm_finetune_kit import cli, cli_data, compare_models
 from llm_finetune_kit.arguments import Parser, asked_config, file_and_config
 from llm_finetune_kit.config import demo_values
 from llm_finetune_kit.settings import load_config
+from llm_finetune_kit.tuning.space import read_space, searched_words
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
@@ -103,6 +104,9 @@ def check_finetune(words: list[str]) -> None:
     if command in ("train", "plan", "demo"):
         asked.words = [word for word in asked.words if "=" in word or Path(word).exists()]
         asked_config(asked, demo_values() if command == "demo" else None)
+    elif command == "tune":
+        searched, fixed = searched_words(word for word in asked.words if "=" in word)
+        read_space(searched, load_config(None, fixed)[0])
     elif command == "resume":
         load_config(None, [word for word in (asked.run, *asked.changes) if word and "=" in word])
     elif command == "data" and getattr(asked, "words", None):

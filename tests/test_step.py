@@ -66,7 +66,7 @@ SCALED_HEADS: dict[str, dict[str, Any]] = {
     "granite": SMALL | {"logits_scaling": 3.0, "embedding_multiplier": 2.0, "residual_multiplier": 0.5},
     "cohere": SMALL | {"logit_scale": 0.25},
 }
-# Their attention takes no `document_lengths`, or is not transformers' exchangeable one at all.
+# Their attention takes no `documents`, or is not transformers' exchangeable one at all.
 OWN_WAYS: dict[str, dict[str, Any]] = {
     "stablelm": SMALL,
     "bloom": {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4},
@@ -298,7 +298,7 @@ def test_a_model_computes_the_same_outside_training(family: str) -> None:
 def test_head_loss_is_cross_entropy(
     dtype: torch.dtype, bias: bool, softcap: float | None, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(step, "WORKSPACE_BYTES", 4 * 50 * rows_at_once)
+    monkeypatch.setitem(step.HEAD_WORKSPACE, "cpu", 4 * 50 * rows_at_once)
     torch.manual_seed(1)
     hidden, weight, shift = (torch.randn(*shape, dtype=dtype) for shape in ((11, 16), (50, 16), (50,)))
     labels, scale = torch.randint(50, (11,)), 0.25

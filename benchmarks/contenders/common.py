@@ -17,12 +17,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 THREADS = 2
-MAX_LENGTH = 512
-DOCUMENTS_PER_STEP = 4
 LEARNING_RATE = 2e-4
 MAX_GRAD_NORM = 1.0
 IGNORED = -100
-PACKAGES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "llm-finetune-kit")
+PACKAGES = (
+    "torch", "transformers", "peft", "trl", "accelerate", "datasets", "llm-finetune-kit",
+    "unsloth", "unsloth_zoo", "llamafactory", "litgpt", "lightning",
+)  # fmt: skip
 
 Adapter = Mapping[str, torch.Tensor]
 """LoRA weights under PEFT's names, as in `adapter_model.safetensors`."""
@@ -52,6 +53,7 @@ class Job:
     steps: int
     launched_at: float
     batches_file: Path | None = None
+    threads: int = THREADS
 
     @property
     def total_steps(self) -> int:
@@ -64,6 +66,20 @@ class Job:
     @property
     def adapter_dir(self) -> Path:
         return self.frozen / "adapter"
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What freeze.py says of the inputs: lengths in tokens, documents a step, LoRA settings."""
+        return dict(json.loads((self.frozen / "description.json").read_text()))
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest document there may be."""
+        return int(self.facts["max_length"])
+
+    @property
+    def documents_per_step(self) -> int:
+        return int(self.facts["documents_per_step"])
 
     @cached_property
     def _tensors(self) -> dict[str, torch.Tensor]:
@@ -99,9 +115,10 @@ def read_job() -> Job:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--launched-at", type=float, default=time.time(), help="when the process was started (epoch)")
     parser.add_argument("--batches-file", type=Path, help="other batches than the frozen ones (reference only)")
+    parser.add_argument("--threads", type=int, default=THREADS)
     job = Job(**vars(parser.parse_args()))
     job.out.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(job.threads)
     return job
 
 

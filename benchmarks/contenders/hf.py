@@ -8,7 +8,7 @@ import torch
 from common import Job
 from datasets import Dataset
 from peft import PeftModel
-from probe import SAME_FOR_ALL, as_rows, run, used_documents
+from probe import as_rows, run, same_for_all, used_documents
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 
@@ -17,5 +17,5 @@ def train(job: Job, collator: Any, **options: Any) -> None:
     base = AutoModelForCausalLM.from_pretrained(job.model_dir, dtype=torch.bfloat16)
     model = PeftModel.from_pretrained(base, job.adapter_dir, is_trainable=True)
     rows = Dataset.from_list(as_rows(used_documents(job)))
-    args = TrainingArguments(str(job.out / "trainer"), max_steps=job.total_steps, bf16=True, **(SAME_FOR_ALL | options))
+    args = TrainingArguments(str(job.out / "trainer"), bf16=True, **(same_for_all(job) | options))
     run(Trainer(model=model, args=args, train_dataset=rows, data_collator=collator), job)

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, DataCollatorForSeq2Seq
 
 def main() -> None:
     job = read_job()
-    tokenizer = AutoTokenizer.from_pretrained(job.model_dir, pad_token="<|endoftext|>")
+    tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
     train(job, DataCollatorForSeq2Seq(tokenizer))
 
 

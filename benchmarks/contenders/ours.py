@@ -1,6 +1,11 @@
 """llm_finetune_kit on the frozen inputs."""
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+from llm_finetune_kit.hardware import share_the_machine, this_machine
+
+share_the_machine()  # as the commands do, before torch is loaded
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,52 +16,71 @@ import torch
 from common import IGNORED, LEARNING_RATE, MAX_GRAD_NORM, Adapter, Document, Recorder, read_job
 from peft import LoraConfig, get_peft_model_state_dict
 
-from llm_finetune_kit.data.batches import order
+from llm_finetune_kit.data.batches import Pass, order
 from llm_finetune_kit.data.masks import Tokens
 from llm_finetune_kit.events import Event, Stepped
 from llm_finetune_kit.models.adapters import add_lora
+from llm_finetune_kit.models.facts import model_facts
 from llm_finetune_kit.models.loading import load_base
 from llm_finetune_kit.models.locate import Located
+from llm_finetune_kit.plan.decisions import best_tokens
 from llm_finetune_kit.training.checkpoint import Progress, restore_weights
 from llm_finetune_kit.training.loop import Schedule, fit
 from llm_finetune_kit.training.optimizer import make_optimizer
 from llm_finetune_kit.training.step import Objective
 
-TOKENS_PER_PASS = 2048  # what the plan chooses for this model on a CPU
-
 StepDone = Callable[[float, int, Callable[[], Adapter]], None]
 
 
-def train(model_dir: Path, adapter_dir: Path, batches: list[list[Document]], step_done: StepDone) -> dict[str, Any]:
+class Counting(Objective):
+    """Counts the tokens that are computed, of which several documents may have some in common."""
+
+    computed = 0
+
+    def summed(self, work: Pass, scale: float = 1.0) -> torch.Tensor:
+        self.computed += work.tokens
+        return super().summed(work, scale)
+
+
+def train(
+    model_dir: Path, adapter_dir: Path, batches: list[list[Document]], step_done: StepDone, *, sharing: bool = True
+) -> dict[str, Any]:
     """The package's own loop on the documents of each step, in order; `step_done` is called after every step."""
     base = load_base(Located(str(model_dir), model_dir), "bfloat16")
     lora = LoraConfig.from_pretrained(adapter_dir)
     targets = sorted(lora.target_modules)
     model = add_lora(base, r=lora.r, alpha=lora.lora_alpha, dropout=0.0, targets=targets, base_name="frozen", seed=0)
     restore_weights(model, adapter_dir)
+    tokens_per_pass, _ = best_tokens(this_machine(), model_facts(model_dir, "frozen"))
     optimizer = make_optimizer(model.parameters(), weight_decay=0.0)
     schedule = Schedule(
         rates=[LEARNING_RATE] * len(batches),
         examples_per_step=len(batches[0]),
-        tokens_per_pass=TOKENS_PER_PASS,
+        tokens_per_pass=tokens_per_pass,
         packing=True,
         max_grad_norm=MAX_GRAD_NORM,
         eval_steps=len(batches),
         save_steps=len(batches),
         patience=None,
         seed=0,
+        sharing=sharing,
     )
+    objective = Counting(model, torch.bfloat16)
+    held: list[int | None] = []
 
     def listen(event: Event) -> None:
         if isinstance(event, Stepped):
-            step_done(event.loss, event.tokens, lambda: get_peft_model_state_dict(model, save_embedding_layers=False))
+            held.append(event.memory)
+            step_done(event.loss, objective.computed, lambda: get_peft_model_state_dict(model, save_embedding_layers=False))
+            objective.computed = 0
 
-    fit(Objective(model, torch.bfloat16), optimizer, in_order(batches), None, schedule, Progress(), lambda _: None, listen)
+    fit(objective, optimizer, in_order(batches), None, schedule, Progress(), lambda _: None, listen)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return {
         "base_dtype": sorted({str(p.dtype) for p in model.parameters() if not p.requires_grad}),
         "adapter_dtype": sorted({str(p.dtype) for p in trained}),
-        "tokens_per_pass": TOKENS_PER_PASS,
+        "tokens_per_pass": tokens_per_pass,
+        "held_bytes": held,
     }
 
 
@@ -73,7 +97,7 @@ def in_order(batches: list[list[Document]]) -> Tokens:
     return Tokens(ids, trained, starts, np.arange(len(documents), dtype=np.int32))
 
 
-def main() -> None:
+def measure(*, sharing: bool = True) -> None:
     job = read_job()
     recorder = Recorder(job)
     remaining = iter(job.batches)
@@ -82,8 +106,8 @@ def main() -> None:
         indices = [document.index for document in next(remaining)]
         recorder.step_done(loss, positions, adapter, documents=lambda: indices)
 
-    recorder.write(**train(job.model_dir, job.adapter_dir, job.batches, step_done))
+    recorder.write(**train(job.model_dir, job.adapter_dir, job.batches, step_done, sharing=sharing))
 
 
 if __name__ == "__main__":
-    main()
+    measure()

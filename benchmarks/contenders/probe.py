@@ -5,21 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from common import DOCUMENTS_PER_STEP, LEARNING_RATE, MAX_GRAD_NORM, Document, Job, Recorder
+from common import IGNORED, LEARNING_RATE, MAX_GRAD_NORM, Document, Job, Recorder
 from peft import get_peft_model_state_dict
 from transformers import Trainer, TrainerCallback
 
-SAME_FOR_ALL: dict[str, Any] = {
-    "per_device_train_batch_size": DOCUMENTS_PER_STEP,
-    "learning_rate": LEARNING_RATE,
-    "lr_scheduler_type": "constant",
-    "max_grad_norm": MAX_GRAD_NORM,
-    "weight_decay": 0.0,
-    "train_sampling_strategy": "sequential",  # keeps the frozen batches
-    "use_cpu": True,
-    "save_strategy": "no",
-    "report_to": "none",
-}
+
+def same_for_all(job: Job) -> dict[str, Any]:
+    """The trainer's settings that no contender chooses for itself."""
+    return {
+        "max_steps": job.total_steps,
+        "per_device_train_batch_size": job.documents_per_step,
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": MAX_GRAD_NORM,
+        "weight_decay": 0.0,
+        "train_sampling_strategy": "sequential",  # keeps the frozen batches
+        "use_cpu": True,
+        "save_strategy": "no",
+        "report_to": "none",
+    }
 
 
 class StepProbe(TrainerCallback):
@@ -29,7 +33,7 @@ class StepProbe(TrainerCallback):
         self.recorder = Recorder(job)
         self.batch: dict[str, Any] = {}
         self._loss = torch.tensor(float("nan"))
-        self._trainer = trainer
+        self.trainer = trainer
         self._index = {(tuple(d.input_ids), tuple(d.labels)): d.index for d in job.pool}
         self._watch(trainer)
         trainer.add_callback(self)
@@ -50,7 +54,7 @@ class StepProbe(TrainerCallback):
         self.recorder.step_done(
             self._loss,
             positions=batch["input_ids"].numel(),
-            adapter=lambda: get_peft_model_state_dict(self._trainer.model),
+            adapter=lambda: get_peft_model_state_dict(self.trainer.model),
             documents=lambda: [self._index[key] for key in documents_of(batch)],
         )
 
@@ -58,14 +62,20 @@ class StepProbe(TrainerCallback):
 def documents_of(batch: dict[str, Any]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """The (ids, labels) of each document in a padded or flattened batch, as the model was given them."""
     ids, labels = batch["input_ids"], batch["labels"]
-    if "attention_mask" in batch:
+    if is_padded(batch):
         rows = enumerate(batch["attention_mask"].bool())
         pieces = [(ids[i, kept], labels[i, kept]) for i, kept in rows]
     else:
         starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
         spans = zip(starts, [*starts[1:], ids.shape[1]], strict=True)
-        pieces = [(ids[0, start:end], labels[0, start:end]) for start, end in spans]
+        # positions that fill up the row begin at 0 too, and are not trained
+        pieces = [(ids[0, start:end], labels[0, start:end]) for start, end in spans if (labels[0, start:end] != IGNORED).any()]
     return [(tuple(a.tolist()), tuple(b.tolist())) for a, b in pieces]
+
+
+def is_padded(batch: dict[str, Any]) -> bool:
+    """Whether each document has a row of its own; a packed row has no mask, or one of positions by positions."""
+    return "attention_mask" in batch and batch["attention_mask"].dim() == 2
 
 
 def run(trainer: Trainer, job: Job) -> None:
@@ -84,9 +94,9 @@ def facts(trainer: Trainer, batch: dict[str, Any]) -> dict[str, Any]:
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "mixed_precision": trainer.accelerator.mixed_precision,
         "recompute": any(getattr(module, "gradient_checkpointing", False) for module in model.modules()),
-        "flattened": "attention_mask" not in batch,
+        "flattened": not is_padded(batch),
         "packing": getattr(args, "packing", False),
-        "compiled": args.torch_compile,
+        "compiled": args.torch_compile or any(module._compiled_call_impl is not None for module in model.modules()),
         "attention": model.config._attn_implementation,
         "optimizer": type(trainer.optimizer.optimizer).__name__,
         "fused_optimizer": trainer.optimizer.param_groups[0].get("fused"),

@@ -46,6 +46,7 @@ _HOME = {
     "resume": "run",
     "run": "run",
     "stream": "api",
+    "tune": "tuning.search",
 }
 
 __all__ = sorted(_HOME)

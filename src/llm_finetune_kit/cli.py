@@ -24,6 +24,7 @@ COMMANDS = {
     "train": "fine-tune a model (the default command)",
     "demo": "fine-tune the small model inside the package: no network, no GPU",
     "resume": "go on with a run that was stopped",
+    "tune": "search settings by held-out loss, in many short runs",
     "runs": "list all runs and how they stand; show one, or remove it",
     "report": "renew the report of a run",
     "plan": "show what a run would do and need, without starting it",
@@ -43,6 +44,7 @@ COMMANDS = {
 # Commands that have a file of their own, which is loaded when they are called.
 ELSEWHERE = {
     "resume": "cli_runs",
+    "tune": "cli_tune",
     "runs": "cli_runs",
     "report": "cli_runs",
     "models": "cli_machine",
@@ -163,13 +165,14 @@ def dashed(word: str) -> str:
 
 def _parser(command: str) -> Parser:
     parser = parser_of(command, COMMANDS[command])
-    _config_arguments(parser, command)
+    config_arguments(parser, command)
     if command == "plan":
         parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
-def _config_arguments(parser: argparse.ArgumentParser, command: str) -> None:
+def config_arguments(parser: argparse.ArgumentParser, command: str) -> None:
+    """A config file, flags and `section.key=value`, and what else a command of COMMANDS takes beside them."""
     parser.add_argument("words", nargs="*", metavar="CONFIG.yaml | section.key=value", help="a config file, and any knob of it")
     parser.add_argument("--config", "-c", help="a YAML config file")
     known = knobs()

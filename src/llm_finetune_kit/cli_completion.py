@@ -56,7 +56,7 @@ complete -c finetune -a '(finetune completion words (commandline -cp) 2>/dev/nul
 """
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 MODELS_OF = ("generate", "eval", "compare", "chat", "export", "serve")  # commands that work on a model or a run
-TAKES_KNOBS = ("train", "plan", "demo", "resume")
+TAKES_KNOBS = ("train", "plan", "demo", "resume", "tune")
 
 
 def completion_command(words: list[str]) -> int:

@@ -162,6 +162,9 @@ class TrainingSection(Section):
     share_prompts: bool = Field(
         True, description="Compute once what prompts of a pass begin with alike; the gradient is the same."
     )
+    compile: bool | None = Field(
+        None, description="Have torch write kernels for the blocks: fewer launches, for a minute or more at the start."
+    )
     tokens_per_pass: int | None = Field(
         None, ge=16, le=1 << 30, description="Tokens computed at once; changes memory and speed, never the result."
     )

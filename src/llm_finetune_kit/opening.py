@@ -45,7 +45,7 @@ def open_model(where: str, *, dtype: str, device: str = "cpu", quantization: str
         model = load_base(located, dtype, device, **how)
         chat = load_tokenizer(located.folder)
     else:
-        located = _base(folder, base, manifest)
+        located = base_located(folder, base, manifest)
         model = load_adapter(load_base(located, dtype, device, **how), folder)
         chat = load_tokenizer(folder)
     objective = Objective(model, DTYPES[dtype])
@@ -74,8 +74,11 @@ def _quantized(manifest: dict[str, Any], asked: str | None) -> dict[str, Any]:
     }
 
 
-def _base(folder: Path, recorded: str, manifest: dict[str, Any]) -> Located:
-    """The adapter's base, by the name its manifest gives or else by what adapter_config.json records."""
+def base_located(folder: Path, recorded: str, manifest: dict[str, Any]) -> Located:
+    """The adapter's base, by the name its manifest gives or else by what adapter_config.json records.
+
+    Raises ModelError where neither is here.
+    """
     for name in (str(manifest.get("base_model", recorded)), recorded):
         try:
             return locate(name)

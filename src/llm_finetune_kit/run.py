@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ from llm_finetune_kit.plan import compare
 from llm_finetune_kit.report.live import LiveReport
 from llm_finetune_kit.tracking import require_trackers, tracked
 
+COMPILER = "install a C++ compiler and, for a GPU, triton; or set training.compile=false"
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -50,11 +51,19 @@ class Result:
     comparison: dict[str, Any] | None = None  # see evaluation.comparison; None where there was none
 
 
-def run(config: RunConfig, listen: Listen = ignore, *, loaded: Any = None, force: bool = False) -> Result:
+def never() -> bool:
+    """A run's own end is the only one."""
+    return False
+
+
+def run(
+    config: RunConfig, listen: Listen = ignore, *, loaded: Any = None, force: bool = False, enough: Callable[[], bool] = never
+) -> Result:
     """Train as the config asks; `listen` hears every event. `loaded` is the base model if it is in memory already.
 
-    With `force` a run starts that the plan says cannot fit. Raises KitError for what the user can fix, and Interrupted
-    after a signal. Nothing is written before the data and the plan are sound.
+    With `force` a run starts that the plan says cannot fit. When `enough` becomes true, the run ends after that step or
+    evaluation as if it had been its last one, with the reason `asked to stop`. Raises KitError for what the user can fix,
+    and Interrupted after a signal. Nothing is written before the data and the plan are sound.
 
     >>> values = {"model.name": "demo", "data.train_file": "sample:chat", "training.max_steps": 1, "evaluation.compare": False}
     >>> run(RunConfig().with_values(values)).folder.path.name
@@ -77,7 +86,7 @@ def run(config: RunConfig, listen: Listen = ignore, *, loaded: Any = None, force
                 folder.record(event)
             with _disk(folder):
                 beginning.write_beginning(folder, config, material)
-            return _train(folder, material, listen, heard, loaded)
+            return _train(folder, material, listen, heard, loaded, enough)
 
 
 def resume(
@@ -87,12 +96,13 @@ def resume(
     max_steps: int | None = None,
     changes: Sequence[str] = (),
     allow_change: bool = False,
+    enough: Callable[[], bool] = never,
 ) -> Result:
     """Go on with a run from its newest sound checkpoint, to the same end as if it had never stopped.
 
     `changes` (`section.key=value`) may say how it is computed and kept, and with `allow_change` how it learns from here
-    on. Raises UsageError for a run that is finished, ConfigError for changes that would make another run of it, and
-    DataError or ModelError where data or model are no longer what they were.
+    on; `enough` is that of `run`. Raises UsageError for a run that is finished, ConfigError for changes that would make
+    another run of it, and DataError or ModelError where data or model are no longer what they were.
 
     >>> values = {"model.name": "demo", "data.train_file": "sample:chat", "training.max_steps": 1, "evaluation.compare": False}
     >>> result = resume(run(RunConfig().with_values(values)).folder, max_steps=2)
@@ -106,7 +116,7 @@ def resume(
         beginning.check_material(folder, material, listen)
         if max_steps is not None or changes:
             beginning.remember(folder, config)
-        return _train(folder, material, listen, heard)
+        return _train(folder, material, listen, heard, None, enough)
 
 
 @contextmanager
@@ -119,7 +129,9 @@ def _signals(state: str, fix: str) -> Iterator[Interrupts]:
             raise Interrupted(stop.number, f"stopped; {state}", fix=fix) from None
 
 
-def _train(folder: RunFolder, material: Material, listen: Listen, heard: Interrupts, loaded: Any = None) -> Result:
+def _train(
+    folder: RunFolder, material: Material, listen: Listen, heard: Interrupts, loaded: Any, enough: Callable[[], bool]
+) -> Result:
     tell = _Told(folder, listen)
     listen(Stage("run", str(folder.path)))  # told, not stored: nothing in a run folder says where the folder is
     with debug_log(folder.path, str(versions())) as log, tracked(folder.path, material.plan.config, tell) as told:
@@ -127,7 +139,7 @@ def _train(folder: RunFolder, material: Material, listen: Listen, heard: Interru
         try:
             try:
                 with _disk(folder):
-                    return _train_to_the_end(folder, material, say, heard, loaded)
+                    return _train_to_the_end(folder, material, say, heard, loaded, enough)
             except StopAsked as stop:
                 whole = folder.checkpoints()
                 state = f"stopped at once; {whole[0].name} was saved last" if whole else "stopped before the first step"
@@ -176,7 +188,9 @@ class _Told:
             self.listen(Warned(f"events.jsonl cannot be written: {trouble}; the run goes on without it", "free some disk space"))
 
 
-def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, heard: Interrupts, loaded: Any) -> Result:
+def _train_to_the_end(
+    folder: RunFolder, material: Material, say: Listen, heard: Interrupts, loaded: Any, enough: Callable[[], bool]
+) -> Result:
     from llm_finetune_kit.evaluation.end_of_run import compare_run
     from llm_finetune_kit.generation.samples import answer_during, answer_samples, sample_prompts
     from llm_finetune_kit.training import checkpoint
@@ -190,6 +204,8 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, heard:
     objective, optimizer, schedule = assemble(material, loaded)
     if not objective.packs:
         say(Warned("this model would mix packed examples, so each is computed alone, which is slower"))
+    if objective.not_compiled:
+        say(Warned(f"the blocks could not be compiled, so they run as they are: {objective.not_compiled}", COMPILER))
     good = _newest_sound(folder, say)
     prompts = sample_prompts(material)
     if good is None:
@@ -211,7 +227,7 @@ def _train_to_the_end(folder: RunFolder, material: Material, say: Listen, heard:
 
     def asked_to_stop() -> bool:
         save.poll()
-        return heard.asked()
+        return heard.asked() or enough()
 
     def sample(step: int) -> bool:
         return answer_during(objective, material, prompts, step, say, asked_to_stop)

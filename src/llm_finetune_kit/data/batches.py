@@ -69,11 +69,10 @@ class Pass:
     def targets(self) -> int:
         return self.labels.shape[0]
 
-    def to(self, device: torch.device | str) -> Pass:
-        ids, positions, keep, labels = (
-            tensor.to(device, non_blocking=True) for tensor in (self.input_ids, self.position_ids, self.keep, self.labels)
-        )
-        return Pass(ids, positions, keep, labels, self.lengths, self.parents, self.shared)
+    @property
+    def rows(self) -> torch.Tensor:
+        """The kept positions by number, int64 [targets]: a GPU would have to be waited for to count a mask."""
+        return self.keep[0].nonzero()[:, 0]
 
     def documents(self) -> Iterator[Pass]:
         """Each document as a pass of its own, where the parts are documents."""

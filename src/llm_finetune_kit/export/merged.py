@@ -15,8 +15,9 @@ from llm_finetune_kit.evaluation.asking import general_tokens
 from llm_finetune_kit.files import MANIFEST, commit, damage, read_json, write_whole
 from llm_finetune_kit.hardware import versions
 from llm_finetune_kit.models.adapters import base_of_adapter
+from llm_finetune_kit.models.facts import model_facts
 from llm_finetune_kit.models.loading import DTYPES
-from llm_finetune_kit.opening import Opened, open_model
+from llm_finetune_kit.opening import Opened, base_located, open_model
 from llm_finetune_kit.report.card import loading_code
 from llm_finetune_kit.runs import find_result
 from llm_finetune_kit.training.saving import CARD
@@ -48,8 +49,8 @@ def export_merged(where: str, out: Path, *, dtype: str | None = None, overwrite:
     source = find_result(where)
     facts = _checked(where, source, out, overwrite)
     dtype = dtype or _as_trained(source)
+    _check_room(source, facts, DTYPES[dtype], out)
     opened = open_model(where, dtype=dtype, quantization=None)
-    _check_room(opened.model, DTYPES[dtype], out)
     before = _logits(opened)
     merged = opened.model.merge_and_unload(safe_merge=True)
     after = _logits(Opened(opened.name, merged, opened.chat, opened.objective, False))
@@ -99,8 +100,10 @@ def _as_trained(source: Path) -> str:
     return str(read_json(record)["config"]["model"]["dtype"] or "float32")
 
 
-def _check_room(model: Any, dtype: torch.dtype, out: Path) -> None:
-    needed = sum(parameter.numel() for parameter in model.get_base_model().parameters()) * dtype.itemsize
+def _check_room(source: Path, facts: dict[str, Any], dtype: torch.dtype, out: Path) -> None:
+    """Raises MachineError where the disk has no room for the merged weights, before any are loaded."""
+    base = base_located(source, str(base_of_adapter(source)), facts)
+    needed = model_facts(base.folder, base.name, trusted=base.trusted).parameters * dtype.itemsize
     free = shutil.disk_usage(out.parent).free
     if needed > free:
         problem = f"needs about {needed / 1e6:,.0f} MB of disk and {free / 1e6:,.0f} MB are free"

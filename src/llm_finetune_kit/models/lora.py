@@ -4,8 +4,9 @@
     dB = s (x A)^T dy,  dA = s x^T (dy B^T),  dx = dy W^T + s (dy B^T) A^T,  db = sum of dy
 
 The adapter's product is added in place, so nothing as wide as y is written but y itself. A W in 4 or 8 bits is
-unpacked once forward and once backward. PEFT's own layers are subclassed, so adapters are saved and loaded as ever;
-what the fast path does not cover (dropout at work, several adapters, an adapter that is off or merged) is PEFT's.
+unpacked once forward and once backward, into memory that all layers share. PEFT's own layers are subclassed, so adapters are
+saved and loaded as ever; what the fast path does not cover (dropout at work, several adapters, an adapter that is off or merged)
+is PEFT's. Where blocks are compiled, the compiler gets the formula and derives it itself.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from transformers.pytorch_utils import Conv1D
 
 
 def frozen_weight(base: Any, dtype: torch.dtype) -> torch.Tensor:
-    """The weight of a frozen layer as [in, out] in `dtype`; a packed one is unpacked."""
+    """The weight of a frozen layer as [in, out] in `dtype`; a packed one is unpacked and stands until the next one is."""
     if _packed(base):
-        from llm_finetune_kit.models.quantized_layers import plain_weight
+        from llm_finetune_kit.models.quantized_layers import passing_weight
 
-        unpacked: torch.Tensor = plain_weight(base, dtype)
+        unpacked: torch.Tensor = passing_weight(base, dtype)
         return unpacked.T
     matrix: torch.Tensor = base.weight.to(dtype)
     return matrix if type(base) is Conv1D else matrix.T
@@ -74,6 +75,15 @@ class LoraProduct(torch.autograd.Function):
         return grad_x, None, grad_bias, grad_down, grad_up, None, None
 
 
+def plain_product(
+    x: torch.Tensor, base: Any, down: torch.Tensor, up: torch.Tensor, scale: float, dtype: torch.dtype
+) -> torch.Tensor:
+    """What LoraProduct computes, in operations that a compiler can fuse and derive; for weights that are not packed."""
+    x, weight = x.to(dtype), frozen_weight(base, dtype)
+    out = x @ weight if base.bias is None else x @ weight + base.bias.to(dtype)
+    return out + scale * (x @ down.to(dtype).T @ up.to(dtype).T)
+
+
 class Fused:
     """Put before one of PEFT's LoRA layers: the fast path, and what PiSSA takes off.
 
@@ -102,6 +112,8 @@ class Fused:
             return sized if base.bias is None else sized + base.bias.to(dtype)
         if self.first_down is not None:
             down, up = torch.cat([down, self.first_down]), torch.cat([up, -self.first_up], dim=1)
+        if torch.compiler.is_compiling() and not _packed(base):
+            return plain_product(x, base, down, up, scale, dtype)
         fused: torch.Tensor = LoraProduct.apply(x, base, base.bias, down, up, scale, dtype)
         return fused
 

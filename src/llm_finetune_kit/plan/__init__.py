@@ -187,6 +187,7 @@ def _draft(
     )
     work = _mechanics(config, machine, model, work, longest * min(examples, data.examples), decide)
     decisions.habits(config, machine, data, steps, decide)
+    work = _compiled(config, machine, model, work, data, steps, decide)
     _answers(config, model, work, data, steps, decide)
     saves = -(-steps // int(decide.values["training.save_steps"]))
     moment, memory, needed = _memory(model, work, measured)
@@ -252,6 +253,21 @@ def _mechanics(config: RunConfig, machine: Any, model: Any, work: Work, step_tok
     _tell_recompute(training, model, work, decide)
     decide.tell("attention", "per document", "packed examples do not see each other, and no pair across them is computed")
     return work
+
+
+def _compiled(config: RunConfig, machine: Any, model: Any, work: Work, data: DataFacts, steps: int, decide: Decisions) -> Work:
+    """The work with its blocks compiled, where that is asked for or pays on a GPU of known speed; elsewhere nothing is said."""
+    asked = config.training.compile
+    if asked is None and (machine.kind != "cuda" or machine.rates is None):
+        return work
+    rates = machine.rates or speed.USUAL[machine.kind]
+    mean, share, tokens = _mean_step(data, _examples_of_a_step(config, data, steps), decide.values)
+
+    def run(compiled: bool) -> float:
+        return steps * speed.step_seconds(model, replace(work, compiled=compiled), rates, tokens, share * tokens, mean)
+
+    chosen = decide("training.compile", asked, *decisions.compiling(model, work.quantization, run(False), run(True)))
+    return replace(work, compiled=bool(chosen))
 
 
 def _why_optimizer(work: Work) -> str:

@@ -79,6 +79,8 @@ def unused(config: Any, model: Any, quantization: str | None) -> list[str]:
         found.append("training.freeze_layers will not be used: beside an adapter all blocks stay as they are")
     if not config.model.double_quantization and quantization not in ("nf4", "fp4"):
         found.append("model.double_quantization will not be used: no weights are kept in 4 bits")
+    if training.compile and quantization is not None:
+        found.append("training.compile will not be used: packed weights are unpacked by kernels that torch cannot compile")
     if training.checkpoint_every is not None and training.gradient_checkpointing is False:
         found.append("training.checkpoint_every will not be used: training.gradient_checkpointing is off")
     if asked is not None and asked > model.positions:

@@ -14,13 +14,15 @@ from typing import Any
 from llm_finetune_kit.catalog import MODELS, short_name
 from llm_finetune_kit.config import SHORTEST
 from llm_finetune_kit.errors import ConfigError
-from llm_finetune_kit.plan.speed import MOST_ANSWERED, prompts_within
+from llm_finetune_kit.plan.speed import COMPILING, MOST_ANSWERED, prompts_within
 
 RANK = 16  # of adapters, where the catalog knows no other
 CPU_BLOCK = 30_000_000  # bytes of one activation above which a CPU's allocator page-faults every time
 ANSWERING = 5.0  # seconds for the answers of base and tuned: long enough for some dozens of them from a small model
 ANSWERED = 0.05  # of the training time, where that is more
 SAMPLING = 0.03  # of the training time may go into sample answers that nobody asked for
+PAYS = 2.0  # times the seconds of compiling that it has to save
+SMALL = 3_000_000_000  # parameters of a model, from which on kernels are long enough to hide their launches
 MOST_TOKENS = 8192  # of a pass on a GPU: enough to keep it busy
 
 
@@ -136,6 +138,18 @@ def best_tokens(machine: Any, model: Any) -> tuple[int, str]:
     width = max(model.intermediate, 3 * model.hidden)
     best = max(256, min(MOST_TOKENS, 2 ** int(math.log2(CPU_BLOCK / (4 * width)))))
     return best, f"one activation of width {width:,} stays below {CPU_BLOCK // 10**6} MB, which a CPU reuses fastest"
+
+
+def compiling(model: Any, quantization: str | None, plain: float, compiled: float) -> tuple[bool, str]:
+    """Whether a GPU's blocks are compiled; `plain` and `compiled` are seconds of all steps by either way."""
+    if quantization is not None:
+        return False, "weights are unpacked by kernels that are not torch's"
+    if model.parameters >= SMALL:
+        return False, "its kernels are long enough to hide their launches"
+    saved = plain - compiled
+    if saved < PAYS * COMPILING:
+        return False, f"about {saved:.0f} s would be saved, and compiling takes about {COMPILING:.0f}"
+    return True, f"the GPU would wait for launches, about {saved:.0f} s of them; compiling takes about {COMPILING:.0f}"
 
 
 def habits(config: Any, machine: Any, data: Any, steps: int, decide: Decisions) -> None:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-HEAD_WORKSPACE = 30_000_000  # float32 logits of one chunk, see training/step.py
+# Float32 logits of one chunk (training/step.py): a CPU page-faults larger fresh blocks anew each time, and a GPU needs some
+# hundred rows at once, of the largest vocabularies too, lest it do nothing but read the head's weights.
+HEAD_WORKSPACE = {"cpu": 30_000_000, "cuda": 256_000_000, "mps": 256_000_000}
 LIBRARIES = 660_000_000  # torch, transformers, peft and their kind in resident memory: measured, Linux, CPU build
 QUANTIZER = 60_000_000  # bitsandbytes on top of them
 PER_TOKEN_NAME = 700  # bytes per vocabulary entry of a loaded fast tokenizer: measured
@@ -50,6 +52,7 @@ class Work:
     shapes: int = 1  # different counts of tokens that passes of the run may have
     data_tokens: int = 0  # of the whole data set, held in memory
     variant: str = "lora"
+    compiled: bool = False  # blocks, which launch fewer kernels
 
     @property
     def size(self) -> int:
@@ -84,13 +87,12 @@ def moments(model: Any, work: Work) -> dict[str, Parts]:
     before = 4 * trained if work.passes > 1 else 0
     share = GAPS[work.device]
     gaps = round(share * kept["activations"] + (MAPPED_GAPS if _mapped(model, work) else share) * kept["attention"])
-    unpacked = {"unpacked weights": _unpacked(model, work)}
     early = {"gradients": before, "weight copies": copies, "loss head": workspace, "gaps": gaps}
     late = {"gradients": 4 * trained, "loss head": head, "block": block_bytes(model, work)}
     on_its_way = {"checkpoint being written": _checkpoint_copy(work)}
     found = {
-        "forward": base | state | unpacked | kept | early | on_its_way,
-        "backward": base | state | unpacked | late | on_its_way,
+        "forward": base | state | kept | early | on_its_way,
+        "backward": base | state | late | on_its_way,
         "saving": base | state | {"copies while saving": _saving(model, work)},
     }
     if work.device == "cpu":
@@ -99,7 +101,7 @@ def moments(model: Any, work: Work) -> dict[str, Parts]:
 
 
 def _always(model: Any, work: Work) -> Parts:
-    parts = {"weights": weight_bytes(model, work)}
+    parts = {"weights": weight_bytes(model, work), "unpacked weights": _unpacked(model, work)}
     if not work.full:
         parts["adapter"] = 4 * work.trained
     if work.device != "cpu":
@@ -127,16 +129,17 @@ def bytes_per_weight(quantization: str | None, double: bool, size: int) -> float
 
 
 def _unpacked(model: Any, work: Work) -> int:
-    """The largest layer's weight in the dtype of products, which a packed layer makes for each use."""
+    """Room for the largest layer's weight in the dtype of products, which packed layers share; a GPU has two."""
     if work.quantization is None:
         return 0
-    return work.size * max(int(inputs * outputs) for _, inputs, outputs in model.linear_shapes)
+    rooms = 2 if work.device == "cuda" else 1
+    return rooms * work.size * max(int(inputs * outputs) for _, inputs, outputs in model.linear_shapes)
 
 
 def _head_workspace(model: Any, work: Work) -> int:
     """A chunk's logits, their logarithm and its slope; with a trained head its gradient, and copies in the products' dtype."""
     states = 2 * work.tokens * model.hidden * (4 if work.full else work.size)
-    rows = max(1, HEAD_WORKSPACE // (4 * model.vocabulary))
+    rows = max(1, HEAD_WORKSPACE[work.device] // (4 * model.vocabulary))
     chunk = rows * model.vocabulary * (4 + 2 * work.size)
     if not work.full or (work.frozen_layers and model.tied):
         return int(states + chunk)

@@ -22,6 +22,8 @@ DROPPED_PAIRS = 2.5e8  # pairs of tokens and heads a second and core where atten
 BANDWIDTH = {"cpu": 6e9, "cuda": 1e12, "mps": 1.5e11}  # bytes a second of kept activations, all passes over them counted
 UNPACKING = {"cpu": 1.0e9, "cuda": 2e11, "mps": 1e10}  # packed weights a second
 LAUNCHES = 0.0012  # seconds a block and pass take on a GPU however small it is: some 200 kernels
+COMPILED_LAUNCHES = 0.4  # of that, where blocks are compiled; an assumption
+COMPILING = 90.0  # seconds of compiling a block's forward and backward on a GPU; an assumption
 DISK = 5e8  # bytes a second, written and checked: measured, there too
 START = {"cpu": 4.2, "cuda": 12.0, "mps": 10.0}  # seconds of imports, reading the data and planning: measured on the CPU
 LOADING = 1.0  # seconds of building a model and checking how its attention and its head behave
@@ -108,7 +110,8 @@ def step_seconds(model: Any, work: Work, rates: Rates, tokens: float, targets: f
     if work.full:
         seconds += passes * 6 * model.parameters / BANDWIDTH[device]
     seconds += 28 * work.trained / (2 * BANDWIDTH[device])
-    return float(max(seconds, passes * model.layers * LAUNCHES if device == "cuda" else 0.0))
+    launches = LAUNCHES * (COMPILED_LAUNCHES if work.compiled else 1.0)
+    return float(max(seconds, passes * model.layers * launches if device == "cuda" else 0.0))
 
 
 def evaluation_seconds(model: Any, work: Work, rates: Rates, tokens: float, length: float) -> float:
@@ -132,7 +135,7 @@ def prompts_within(seconds: float, alone: float) -> int:
 def start_seconds(model: Any, work: Work) -> float:
     """Seconds from the weights' files to the first step; what is packed is read and packed."""
     packing = model.linear_parameters / PACKING if work.quantization else 0.0
-    return float(LOADING + weight_bytes(model, work) / 1e9 + packing)
+    return float(LOADING + weight_bytes(model, work) / 1e9 + packing + (COMPILING if work.compiled else 0.0))
 
 
 def run_seconds(

@@ -13,6 +13,7 @@ from llm_finetune_kit.material import Material
 from llm_finetune_kit.models.adapters import add_lora
 from llm_finetune_kit.models.freezing import freeze
 from llm_finetune_kit.models.loading import DTYPES, load_base, train_all
+from llm_finetune_kit.training.compiled import compile_blocks
 from llm_finetune_kit.training.loop import Schedule
 from llm_finetune_kit.training.optimizer import learning_rates, make_optimizer
 from llm_finetune_kit.training.recompute import recompute_blocks
@@ -32,6 +33,9 @@ def assemble(material: Material, loaded: Any) -> tuple[Any, Any, Any]:
     model = _adapted(base, material) if config.method == "lora" else train_all(base)
     if config.method == "full":
         freeze(model, training.freeze_layers)
+    objective = Objective(model, DTYPES[dtype])
+    if training.compile and config.model.quantization is None:
+        objective.not_compiled = compile_blocks(objective)
     if training.gradient_checkpointing:
         recompute_blocks(model, training.checkpoint_every or 1)
     kind = training.optimizer or "adamw"
@@ -51,7 +55,7 @@ def assemble(material: Material, loaded: Any) -> tuple[Any, Any, Any]:
         seed=training.seed,
         scaled=dtype == "float16",
     )
-    return Objective(model, DTYPES[dtype]), optimizer, schedule
+    return objective, optimizer, schedule
 
 
 def _base(material: Material, dtype: str) -> Any:

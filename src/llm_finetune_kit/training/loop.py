@@ -148,10 +148,11 @@ def _one_step(
     weights = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     scaling = progress.loss_scale
     while True:
-        loss, passes = _gradient(objective, optimizer, examples, schedule, progress, listen, place)
+        mean, passes = _gradient(objective, optimizer, examples, schedule, progress, listen, place)
         if scaling:
             scaling.unscale(weights)
-        norm = float(torch.nn.utils.clip_grad_norm_(weights, schedule.max_grad_norm))
+        length = torch.nn.utils.clip_grad_norm_(weights, schedule.max_grad_norm)
+        loss, norm = torch.stack([mean, length]).tolist()  # the only place of a step where a GPU is waited for
         if scaling is None or math.isfinite(norm) or not math.isfinite(loss):
             break
         scaling.shrink()  # float16 overflowed: the same step again, nothing moved and nothing is counted
@@ -187,7 +188,7 @@ def _gradient(
     progress: Progress,
     listen: Listen,
     place: Callable[[int], str],
-) -> tuple[float, list[Pass]]:
+) -> tuple[torch.Tensor, list[Pass]]:
     """The step's loss, its gradient in `.grad`, and the passes that it took; where memory runs out, again in smaller ones."""
     scale = progress.loss_scale.scale if progress.loss_scale else 1.0
     while True:
@@ -196,7 +197,7 @@ def _gradient(
         passes = make_passes(examples, range(len(examples)), budget, packing=schedule.packing, sharing=sharing)
         random = random_state()
         try:
-            return float(accumulate(objective, passes, scale)), passes
+            return accumulate(objective, passes, scale), passes
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

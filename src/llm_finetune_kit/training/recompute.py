@@ -17,9 +17,11 @@ def recompute_blocks(model: Any, every: int) -> None:
     works at training time only, and draws the same dropout twice.
     """
     for place, block in enumerate(blocks(model)):
-        block.__dict__.pop("forward", None)
+        forward = block.forward
+        if isinstance(forward, partial) and forward.func is _recomputed:
+            forward = block.forward = forward.args[1]
         if every and place % every == 0:
-            block.forward = partial(_recomputed, block, block.forward)
+            block.forward = partial(_recomputed, block, forward)
 
 
 def _recomputed(block: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:

@@ -15,8 +15,9 @@ from torch.nn.functional import log_softmax
 
 from llm_finetune_kit.data.batches import Pass
 from llm_finetune_kit.errors import ModelError
-
-WORKSPACE_BYTES = 30_000_000  # of float32 logits: larger fresh blocks are page-faulted anew each time on CPU
+from llm_finetune_kit.models.attention import Documents
+from llm_finetune_kit.models.transfer import to_device
+from llm_finetune_kit.plan.memory import HEAD_WORKSPACE
 
 
 class HeadLoss(torch.autograd.Function):
@@ -33,7 +34,7 @@ class HeadLoss(torch.autograd.Function):
         dtype: torch.dtype,
         scale: float,
     ) -> torch.Tensor:
-        rows = max(1, WORKSPACE_BYTES // (4 * weight.shape[0]))
+        rows = max(1, HEAD_WORKSPACE[hidden.device.type] // (4 * weight.shape[0]))
         matrix = weight.to(dtype)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         learns, head_learns = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
@@ -96,6 +97,7 @@ class Objective:
         self.device = self.head.weight.device
         self.plain_head = type(self.head) is torch.nn.Linear and self._head_is_plain(base)
         self.packs, self.shares = self._abilities(base)
+        self.not_compiled: str | None = None  # why its blocks are not, where that was asked for
 
     @property
     def head(self) -> Any:
@@ -119,7 +121,7 @@ class Objective:
     def _abilities(self, base: Any) -> tuple[bool, bool]:
         """Whether a document in a pass comes out as it does alone: behind other documents, and behind a shared beginning.
 
-        Some models do not hand lengths, parents or positions down to their attention. What that does is
+        Some models do not hand `documents` or positions down to their attention. What that does is
         measured by the same tokens as one document, so the bounds hold in every precision. Dropout would draw once
         for all documents that share a part, which is not what each would have alone. Raises ModelError if a token
         sees those after it, which no way of computing could put right.
@@ -148,7 +150,8 @@ class Objective:
         starts = [0 if parent < 0 else lengths[0] for parent in parents or [-1] * len(lengths)]
         spans = zip(starts, lengths, strict=True)
         positions = torch.cat([torch.arange(start, start + length, device=self.device) for start, length in spans])
-        asked = {"position_ids": positions[None], "use_cache": False, "document_lengths": lengths, "document_parents": parents}
+        documents = Documents(lengths, self.device, parents)
+        asked = {"position_ids": positions[None], "use_cache": False, "documents": documents}
         states: torch.Tensor = self.decoder(input_ids=ids[None], **asked).last_hidden_state[0]
         return states
 
@@ -162,32 +165,31 @@ class Objective:
         """`scale` times the summed loss of a pass's targets, a float32 scalar."""
         if len(work.lengths) > 1 and not self.packs:
             return torch.stack([self.summed(document, scale) for document in work.documents()]).sum()
-        work = work.to(self.device)
-        return self._loss(self._states(work), work.labels, scale)
+        return self._loss(self._states(work), to_device(work.labels, self.device), scale)
 
     def by_document(self, work: Pass) -> torch.Tensor:
         """The summed loss of each document of a pass, float32 [documents]; what `summed` would give for each alone."""
         if len(work.lengths) > 1 and not self.packs:
             return torch.cat([self.by_document(document) for document in work.documents()])
-        work = work.to(self.device)
         counts = [int(part.sum()) for part in work.keep[0].split(work.lengths)]
-        parts = zip(self._states(work).split(counts), work.labels.split(counts), strict=True)
+        labels = to_device(work.labels, self.device)
+        parts = zip(self._states(work).split(counts), labels.split(counts), strict=True)
         return torch.stack([self._loss(states, labels, 1.0) for states, labels in parts])
 
     def _states(self, work: Pass) -> torch.Tensor:
         """What the loss of a pass is made of: hidden states [targets, H], or logits [targets, V] where the head is not plain."""
+        rows = to_device(work.rows, self.device)
         asked = {
-            "input_ids": work.input_ids,
-            "position_ids": work.position_ids,
+            "input_ids": to_device(work.input_ids, self.device),
+            "position_ids": to_device(work.position_ids, self.device),
             "use_cache": False,
-            "document_lengths": work.lengths,
-            "document_parents": work.parents,
+            "documents": Documents(work.lengths, self.device, work.parents),
         }
         with self.precision():
             if self.plain_head:
-                hidden: torch.Tensor = self.decoder(**asked).last_hidden_state[work.keep]
+                hidden: torch.Tensor = self.decoder(**asked).last_hidden_state[0].index_select(0, rows)
                 return hidden
-            logits: torch.Tensor = self.model(**asked, logits_to_keep=work.keep).logits
+            logits: torch.Tensor = self.model(**asked, logits_to_keep=rows).logits
             return logits.reshape(-1, logits.shape[-1])
 
     def _loss(self, states: torch.Tensor, labels: torch.Tensor, scale: float) -> torch.Tensor:
@@ -222,10 +224,13 @@ def accumulate(objective: Objective, passes: list[Pass], loss_scale: float = 1.0
 
 @torch.no_grad()
 def mean_loss(objective: Objective, passes: Any) -> tuple[float, int]:
-    """Mean loss over all target tokens of the passes, in nats, and their number; the model is left in eval mode."""
+    """Mean loss over all target tokens of the passes, in nats, and their number; the model is left in eval mode.
+
+    The sums are read when all are on their way, so that a GPU does not stand still between passes.
+    """
     objective.model.eval()
-    total, targets = 0.0, 0
+    sums, targets = [], 0
     for work in passes:
-        total += float(objective.summed(work))
+        sums.append(objective.summed(work))
         targets += work.targets
-    return total / max(1, targets), targets
+    return (sum(torch.stack(sums).tolist()) if sums else 0.0) / max(1, targets), targets

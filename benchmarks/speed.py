@@ -1,4 +1,4 @@
-"""The first benchmark: LoRA on a GPT-2-124M-shaped model with real Alpaca lengths, on two CPU threads.
+"""LoRA on a CPU, against other trainers: models of several shapes, short and long documents, two threads.
 
 Freezes the inputs once, then runs every contender as a child process in its own environment, round after round,
 forwards and backwards in turn. Speed is printed only for contenders that pass the equality gate.
@@ -24,11 +24,11 @@ import gate
 import machine
 import report
 from report import Run
+from shapes import SHAPES, flops_per_token
 
+SOURCES = {"alpaca": "Alpaca", "prompted": "Alpaca behind its own trainer's words", "long": "the long rows of Dolly"}
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-# 4N + 4·p·Nh + 6A for frozen blocks N, output head Nh, adapter A and the share p of supervised tokens
-BLOCK_WEIGHTS, HEAD_WEIGHTS, ADAPTER_WEIGHTS = 84_934_656, 38_597_376, 2_359_296
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,9 @@ class Contender:
 
     name: str
     precision: str
-    uses_trl: bool = False
+    environment: str = ""  # runs in the environment venv-NAME; without a name, in the benchmark's own
     own_batches: bool = False  # packs documents itself, so its steps hold other documents
+    shapes: tuple[str, ...] = tuple(SHAPES)  # the shapes that its library knows
 
 
 CONTENDERS = [
@@ -46,9 +47,17 @@ CONTENDERS = [
     Contender("hf_dynamic", "bfloat16"),
     Contender("hf_best", "bfloat16"),
     Contender("hf_compiled", "bfloat16"),
-    Contender("trl_default", "bfloat16", uses_trl=True),
-    Contender("trl_best", "bfloat16", uses_trl=True, own_batches=True),
-    Contender("trl_compiled", "bfloat16", uses_trl=True, own_batches=True),
+    Contender("trl_default", "bfloat16", environment="trl"),
+    Contender("trl_best", "bfloat16", environment="trl", own_batches=True),
+    Contender("trl_compiled", "bfloat16", environment="trl", own_batches=True),
+    Contender("unsloth_default", "bfloat16", environment="unsloth"),
+    Contender("unsloth_best", "bfloat16", environment="unsloth"),
+    Contender("unsloth_compiled", "bfloat16", environment="unsloth", shapes=("tinyllama", "demo")),
+    Contender("llama_factory_default", "bfloat16", environment="llamafactory"),
+    Contender("llama_factory_best", "bfloat16", environment="llamafactory", own_batches=True),
+    Contender("litgpt_default", "bfloat16", environment="litgpt", shapes=("tinyllama",)),
+    Contender("litgpt_best", "bfloat16", environment="litgpt", shapes=("tinyllama",)),
+    Contender("ours_whole", "bfloat16"),
     Contender("ours", "bfloat16"),
 ]
 
@@ -57,13 +66,15 @@ CONTENDERS = [
 class Bench:
     """The settings of one benchmark run and the folders it uses."""
 
+    shape: str
+    lengths: str
     data: Path
     out: Path
     rounds: int
     warmup: int
     steps: int
     base: str
-    trl_python: Path
+    environments: Path
     contenders: list[Contender]
 
     @property
@@ -71,7 +82,8 @@ class Bench:
         return self.out / "frozen"
 
     def python(self, contender: Contender) -> str:
-        return str(self.trl_python) if contender.uses_trl else sys.executable
+        own = self.environments / f"venv-{contender.environment}" / "bin/python"
+        return str(own) if contender.environment else sys.executable
 
 
 def child_env(folder: Path) -> dict[str, str]:
@@ -101,11 +113,12 @@ def freeze(bench: Bench) -> dict[str, Any]:
     """Write the frozen inputs, unless those of an earlier run were made in the same way."""
     done = bench.frozen / "frozen.json"
     steps = bench.warmup + bench.steps
-    recipe = {"steps": steps, "script": fingerprint((HERE / "freeze.py").read_text())}
+    scripts = "".join((HERE / name).read_text() for name in ("freeze.py", "frozen_model.py", "shapes.py"))
+    recipe = {"shape": bench.shape, "lengths": bench.lengths, "steps": steps, "scripts": fingerprint(scripts)}
     frozen = json.loads(done.read_text()) if done.exists() else {}
     if frozen.get("recipe") != recipe:
         shutil.rmtree(bench.out / "reference", ignore_errors=True)
-        options = ["--data", str(bench.data), "--steps", str(steps)]
+        options = ["--data", str(bench.data), "--shape", bench.shape, "--lengths", bench.lengths, "--steps", str(steps)]
         if run_child("freeze.py", sys.executable, bench.frozen, options).exit_code:
             raise SystemExit(f"freezing the inputs failed: {last_words(bench.frozen)}")
         # written last: its presence means that the rest is complete
@@ -183,13 +196,10 @@ def frozen_batches(bench: Bench, frozen: dict[str, Any]) -> list[list[int]]:
     return [list(range(start, start + size)) for start in range(0, frozen["steps"] * size, size)]
 
 
-def flops_per_token(frozen: dict[str, Any]) -> float:
-    return float(4 * BLOCK_WEIGHTS + 4 * frozen["supervised_share"] * HEAD_WEIGHTS + 6 * ADAPTER_WEIGHTS)
-
-
-def gemm_rates() -> dict[str, float]:
-    """GFLOP/s of this machine, measured now."""
-    done = subprocess.run([sys.executable, str(HERE / "gemm.py")], capture_output=True, text=True, check=True)
+def gemm_rates(frozen: dict[str, Any]) -> dict[str, float]:
+    """GFLOP/s of this machine in the shape's first MLP product, measured now."""
+    command = [sys.executable, str(HERE / "gemm.py"), *map(str, frozen["first_mlp"])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return dict(json.loads(done.stdout))
 
 
@@ -198,53 +208,77 @@ def write_up(bench: Bench, frozen: dict[str, Any], facts: dict[str, Any], runs: 
     gemm = facts["gemm_gflops"]["bfloat16"]
     names = [contender.name for contender in bench.contenders]
     rows = [report.row(runs, name, bench.base, flops_per_token(frozen), gemm) for name in names]
-    versions = {k: v for run in runs if run.result for k, v in run.result["versions"].items()}
     machine_facts = facts["machine"]
     lines = [
-        "# First light: LoRA on a GPT-2-124M-shaped model, CPU",
+        f"# LoRA on {SHAPES[bench.shape].title}, {bench.lengths} documents, CPU",
         "",
         report.table(rows, bench.base),
         "",
         *[f"- {note}" for note in report.notes(runs)],
         f"- {bench.rounds} rounds of {bench.warmup} warm-up and {bench.steps} timed steps; ratios are medians of "
         "paired rounds (min..max). Peak RSS counts mapped weight files. MFU is against the bfloat16 rate below.",
-        f"- Data: Alpaca, mean {frozen['length_mean']:.0f} and median {frozen['length_median']} tokens, "
+        f"- Data: {SOURCES[bench.lengths]}, mean {frozen['length_mean']:.0f} and median {frozen['length_median']} tokens, "
         f"{frozen['supervised_share']:.0%} supervised, {frozen['documents_per_step']} documents a step. "
-        "Contenders that pack fill one row of 512 tokens a step instead.",
+        f"Contenders that pack fill one row of {frozen['max_length']:,} tokens a step instead.",
         f"- Machine: {machine_facts['cpu']}, {machine_facts['cores']} cores, {', '.join(machine_facts['flags'])}, "
         f"{machine_facts['memory_gib']} GiB; matrix products {gemm:.0f} GFLOP/s in bfloat16 and "
         f"{facts['gemm_gflops']['float32']:.0f} in float32; load average before {machine_facts['load_average']}.",
-        f"- Versions: {', '.join(f'{k} {v}' for k, v in sorted(versions.items()))}.",
+        *versions(bench, runs),
         f"- {facts['date']}: `{facts['command']}`",
     ]
     return "\n".join(lines) + "\n"
 
 
+def versions(bench: Bench, runs: list[Run]) -> list[str]:
+    """A line for each environment: what is installed in it."""
+    found: dict[str, dict[str, str]] = {}
+    for contender in bench.contenders:
+        place = f"venv-{contender.environment}" if contender.environment else "the environment of the benchmark"
+        for run in report.of(runs, contender.name):
+            found.setdefault(place, {}).update(run.result["versions"] if run.result else {})
+    return [
+        f"- Versions in {place}: {', '.join(f'{k} {v}' for k, v in sorted(packages.items()))}."
+        for place, packages in found.items()
+    ]
+
+
 def parse(arguments: list[str] | None = None) -> Bench:
     names = [contender.name for contender in CONTENDERS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="gpt2")
+    parser.add_argument("--lengths", choices=SOURCES, default="alpaca")
     parser.add_argument("--data", type=Path, default=ROOT / "../shared/data", help="folder with sft, configs, tokenizers")
-    parser.add_argument("--out", type=Path, default=ROOT / ".bench/first_light")
+    parser.add_argument("--out", type=Path, default=ROOT / ".bench/speed", help="results go into a folder SHAPE-LENGTHS in it")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--warmup", type=int, default=8, help="untimed steps; the adapter is compared after them")
     parser.add_argument("--steps", type=int, default=30, help="timed steps")
     parser.add_argument("--base", default="ours", choices=names, help="the contender the others are compared with")
     parser.add_argument("--contenders", nargs="+", choices=names, default=names)
-    parser.add_argument("--trl-python", type=Path, default=ROOT / ".bench/venv-trl/bin/python")
+    parser.add_argument("--environments", type=Path, default=ROOT / ".bench", help="folder with venv-trl and the others")
     args = vars(parser.parse_args(arguments))
+    args["out"] /= f"{args['shape']}-{args['lengths']}"
     chosen = args.pop("contenders")
-    return Bench(**args, contenders=[contender for contender in CONTENDERS if contender.name in chosen])
+    return Bench(**args, contenders=[c for c in CONTENDERS if c.name in chosen and args["shape"] in c.shapes])
+
+
+def check_environments(bench: Bench) -> None:
+    """Say now, and not after an hour, that the environment of a contender is not there."""
+    for contender in bench.contenders:
+        if not Path(bench.python(contender)).exists():
+            environment = f".bench/venv-{contender.environment}/.ready"
+            raise SystemExit(f"{contender.name} needs {bench.python(contender)}: `make {environment}`, or leave it out")
 
 
 def main() -> None:
     bench = parse()
+    check_environments(bench)
+    frozen = freeze(bench)
     facts = {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": shlex.join(["python", *sys.argv]),
         "machine": machine.describe(),
-        "gemm_gflops": gemm_rates(),
+        "gemm_gflops": gemm_rates(frozen),
     }
-    frozen = freeze(bench)
     batches = frozen_batches(bench, frozen)
     runs = [judge(bench, run, batches) for run in measure_all(bench)]
     page = write_up(bench, frozen, facts, runs)
