@@ -227,7 +227,7 @@ def test_a_killed_study_goes_on_to_the_same_trials(
 ) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     fixed = [f"{knob}={value}" for knob, value in VALUES.items() if knob != "training.max_steps"]
-    words = ["tune", "--data", "rows.jsonl", "--max-steps", "6", *fixed, f"{RATE}={RATES[RATE]}"]
+    words = ["tune", "--run-name", "mine", "--data", "rows.jsonl", "--max-steps", "6", *fixed, f"{RATE}={RATES[RATE]}"]
     here = {**os.environ, "FINETUNE_FAULT": "rename:9:kill", "OMP_NUM_THREADS": "1"}
     killed = subprocess.run([*FINETUNE, *words], cwd=tmp_path, env=here, capture_output=True, text=True, check=False)
     [folder] = (tmp_path / "outputs").iterdir()
@@ -235,7 +235,7 @@ def test_a_killed_study_goes_on_to_the_same_trials(
     monkeypatch.chdir(tmp_path)
     code, out, err = answer(capsys, "tune", "--resume", str(folder), "--trials", "2", "--json")
     told = json.loads(out)
-    assert code == 0, err
+    assert code == 0 and folder.name == "mine" and load_config(folder / "best.yaml")[0].output.run_name is None, err
     assert [one["evaluations"] for one in sorted(told["trials"], key=lambda one: one["number"])] == [
         [list(pair) for pair in trial.evaluations] for trial in study.trials[:2]
     ]

@@ -19,7 +19,7 @@ from llm_finetune_kit.tuning.space import at_edge, read_space
 
 STUDY, BEST = "study.json", "best.yaml"
 DONE, PRUNED, FAILED, SKIPPED = "done", "pruned", "failed", "skipped"
-NOT_IN_ONE = ("train_file", "eval_file")  # of data: given as rows, they stand in the study and not in best.yaml
+ROWS = ("train_file", "eval_file")  # of data, which may be rows in the place of names
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,9 @@ class Study:
             write_whole(self.folder / BEST, dump_yaml(self._best_config().asked()))
 
     def _best_config(self) -> RunConfig:
-        rows = [f"data.{name}" for name in NOT_IN_ONE if isinstance(getattr(self.config.data, name), list)]
-        return changed(self.config, self.best.settings | dict.fromkeys(rows))
+        """Without the study's own name, and without data that was given as rows, which stand in the study alone."""
+        rows = [f"data.{name}" for name in ROWS if isinstance(getattr(self.config.data, name), list)]
+        return changed(self.config, self.best.settings | dict.fromkeys([*rows, "output.run_name"]))
 
     def to_dict(self) -> dict[str, Any]:
         """All that it came to, as plain values, the best trial first."""
