@@ -79,3 +79,13 @@ def test_parts_that_go_on_from_a_shared_beginning_are_whole_documents(dtype: tor
         wanted[:, -lengths[shared[-1]] :].backward(slope.transpose(1, 2)[:, spans[shared[-1]]])
     for ours, theirs in zip(given, apart_from_each_other, strict=True):
         assert apart(ours.grad, theirs.grad.double()) < (1e-5 if dtype is torch.float32 else 2e-2)
+
+
+def test_every_row_of_a_batch_is_answered() -> None:
+    """Prompts of one length in a batch have no mask and no documents."""
+    query, key, value, _ = inputs(SHORTEST + 3, 4, 2)
+    two = [torch.cat([part, 2 * part]) for part in (query, key, value)]
+    out, _ = per_document_attention(torch.nn.Module(), *two, None)
+    for row in range(2):
+        alone, _ = per_document_attention(torch.nn.Module(), *(part[row : row + 1] for part in two), None)
+        assert apart(out[row], alone[0].double()) < 1e-2

@@ -212,11 +212,12 @@ def _document(
     softcap: float | None,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    """Causal attention of the last n of m tokens: query [1, heads, n, d], key and value [1, kv heads, m, d]."""
+    """Causal attention of the last n of m tokens: query [batch, heads, n, d], key and value [batch, kv heads, m, d]."""
     count, length = query.shape[2], key.shape[2]
     window = sliding_window if sliding_window is not None and sliding_window < length else None
     plain = softcap is None and window is None
-    if plain and not dropout and length >= SHORTEST and query.device.type == "cpu" and query.dtype is torch.bfloat16:
+    ours = query.device.type == "cpu" and query.dtype is torch.bfloat16 and length >= SHORTEST and len(query) == 1
+    if ours and plain and not dropout:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         own: torch.Tensor = BlockedAttention.apply(query[0], key[0], value[0], scale)[None]
         return own
