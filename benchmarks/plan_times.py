@@ -122,7 +122,7 @@ def measure(case: Case, place: Path) -> dict[str, Any]:
     }
     for what in ("probed", "ran"):
         command = [sys.executable, __file__, what, "--case", json.dumps(asdict(case)), "--models", str(place)]
-        environment = {"OMP_WAIT_POLICY": "passive"} | os.environ
+        environment = {"GOMP_SPINCOUNT": "2000"} | os.environ
         began = time.perf_counter()
         ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         if ended.returncode:

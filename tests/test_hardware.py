@@ -93,19 +93,22 @@ def test_prices_are_dollars_an_hour_or_nothing() -> None:
     assert machine_named("T4").price == GPUS["T4"].price
 
 
-@pytest.mark.parametrize(("asked", "found"), [({}, "passive 48 1"), ({"OMP_WAIT_POLICY": "active"}, "active 48 1")])
-def test_waiting_threads_sleep_unless_the_environment_says_otherwise(asked: dict[str, str], found: str) -> None:
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [({}, "2000 48 1"), ({"GOMP_SPINCOUNT": "7"}, "7 48 1"), ({"OMP_WAIT_POLICY": "active"}, "None 48 1")],
+)
+def test_waiting_threads_soon_sleep_unless_the_environment_says_otherwise(asked: dict[str, str], found: str) -> None:
     code = "import os; from llm_finetune_kit.hardware import share_the_machine as share; share(); " + (
-        "print(*(os.environ[name] for name in ('OMP_WAIT_POLICY', 'ONEDNN_PRIMITIVE_CACHE_CAPACITY', 'LRU_CACHE_CAPACITY')))"
+        "print(*(os.environ.get(name) for name in ('GOMP_SPINCOUNT', 'ONEDNN_PRIMITIVE_CACHE_CAPACITY', 'LRU_CACHE_CAPACITY')))"
     )
-    names = ("OMP_WAIT_POLICY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
     env = {name: value for name, value in os.environ.items() if name not in names} | asked
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
     assert done.stdout.strip() == found
 
 
 def test_a_command_sets_that_before_torch_is_loaded() -> None:
-    code = "import os; from llm_finetune_kit.cli import guarded; guarded(lambda: 0); print(os.environ.get('OMP_WAIT_POLICY'))"
-    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    code = "import os; from llm_finetune_kit.cli import guarded; guarded(lambda: 0); print(os.environ.get('GOMP_SPINCOUNT'))"
+    env = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
-    assert done.stdout.strip() == "passive"
+    assert done.stdout.strip() == "2000"

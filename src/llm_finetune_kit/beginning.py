@@ -32,6 +32,7 @@ MECHANICS = (
     "training.tokens_per_pass",
     "training.packing",
     "training.share_prompts",
+    "training.compile",
     "training.gradient_checkpointing",
     "training.checkpoint_every",
     "training.threads",
