@@ -216,8 +216,8 @@ def _document(
     count, length = query.shape[2], key.shape[2]
     window = sliding_window if sliding_window is not None and sliding_window < length else None
     plain = softcap is None and window is None
-    ours = query.device.type == "cpu" and query.dtype is torch.bfloat16 and length >= SHORTEST and len(query) == 1
-    if ours and plain and not dropout:
+    narrow = query.device.type == "cpu" and query.dtype is torch.bfloat16 and len(query) == 1
+    if narrow and plain and not dropout and (length >= SHORTEST or count < length):
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         own: torch.Tensor = BlockedAttention.apply(query[0], key[0], value[0], scale)[None]
         return own

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-SHORTEST = 128  # keys below which torch's kernel in float32 is nearly as fast, and more exact
+SHORTEST = 128  # keys below which torch's kernel in float32 is nearly as fast, and more exact, where it needs no mask
 ROWS = 128  # queries of a block: its scores stay in the cache
 KEPT = 512  # keys up to which P is kept: 2 bytes for each pair that is seen
 
