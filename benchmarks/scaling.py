@@ -85,6 +85,7 @@ class Scaling:
     out: Path
     repeats: int
     small: bool
+    many_rows: int = MANY_ROWS
 
     @property
     def panels(self) -> dict[str, list[Point]]:
@@ -97,7 +98,7 @@ class Scaling:
 
     @property
     def copied_rows(self) -> int:
-        return 1000 if self.small else MANY_ROWS
+        return 1000 if self.small else self.many_rows
 
 
 class Measured:
@@ -219,7 +220,7 @@ def measure_all(asked: Scaling, measured: Measured) -> None:
         measured.keep("long run", **measure_long_run(asked))
         print("long run done", flush=True)
     for key, copies in (("preparation", False), ("preparation of many", True)):
-        if key not in measured:
+        if key not in measured and (asked.copied_rows or not copies):
             measured.keep(key, **measure_preparation(asked, copies))
             print(f"{key}: {measured.found[key]['seconds']:.0f} s", flush=True)
 
@@ -229,10 +230,11 @@ def parse(arguments: list[str] | None = None) -> Scaling:
     parser.add_argument("--data", type=Path, default=ROOT / "../shared/data", help="folder with sft, configs, tokenizers")
     parser.add_argument("--out", type=Path, default=ROOT / ".bench/scaling")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--many-rows", type=int, default=MANY_ROWS, help="of the large preparation; 0 leaves it out")
     parser.add_argument("--small", action="store_true", help="one small point of each kind, in a folder beside the record")
     args = parser.parse_args(arguments)
     out = args.out.with_name(f"{args.out.name}-small") if args.small else args.out
-    return Scaling(args.data, out, args.repeats, args.small)
+    return Scaling(args.data, out, args.repeats, args.small, args.many_rows)
 
 
 def main() -> None:

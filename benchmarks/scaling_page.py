@@ -70,7 +70,10 @@ def page(facts: dict[str, Any], panels: Panels, found: Found) -> str:
     lines = ["# How speed and memory go with rows, length, model and threads", "", "![four panels](scaling.svg)", ""]
     for panel, points in panels.items():
         lines += [f"**{TITLES[panel]}**", "", *table(panel, [seen_of(point, found) for point in points]), ""]
-    lines += [long_run(found["long run"]), *(preparation(found[key]) for key in ("preparation", "preparation of many"))]
+    lines += [
+        long_run(found["long run"]),
+        *(preparation(found[key]) for key in ("preparation", "preparation of many") if key in found),
+    ]
     noisy = [key for key, one in found.items() if one["foreign_load"] > NOISY]
     if noisy:
         lines.append(f"- others kept more than {NOISY} cores busy: **not a record**: {', '.join(noisy)}")

@@ -42,15 +42,22 @@ class Counting(Objective):
         return super().summed(work, scale)
 
 
-def train(
-    model_dir: Path, adapter_dir: Path, batches: list[list[Document]], step_done: StepDone, *, sharing: bool = True
-) -> dict[str, Any]:
-    """The package's own loop on the documents of each step, in order; `step_done` is called after every step."""
+def frozen_objective(model_dir: Path, adapter_dir: Path) -> Counting:
+    """The frozen model with its frozen adapter, ready to train."""
     base = load_base(Located(str(model_dir), model_dir), "bfloat16")
     lora = LoraConfig.from_pretrained(adapter_dir)
     targets = sorted(lora.target_modules)
     model = add_lora(base, r=lora.r, alpha=lora.lora_alpha, dropout=0.0, targets=targets, base_name="frozen", seed=0)
     restore_weights(model, adapter_dir)
+    return Counting(model, torch.bfloat16)
+
+
+def train(
+    model_dir: Path, adapter_dir: Path, batches: list[list[Document]], step_done: StepDone, *, sharing: bool = True
+) -> dict[str, Any]:
+    """The package's own loop on the documents of each step, in order; `step_done` is called after every step."""
+    objective = frozen_objective(model_dir, adapter_dir)
+    model = objective.model
     tokens_per_pass, _ = best_tokens(this_machine(), model_facts(model_dir, "frozen"))
     optimizer = make_optimizer(model.parameters(), weight_decay=0.0)
     schedule = Schedule(
@@ -65,7 +72,6 @@ def train(
         seed=0,
         sharing=sharing,
     )
-    objective = Counting(model, torch.bfloat16)
     held: list[int | None] = []
 
     def listen(event: Event) -> None:
