@@ -70,7 +70,7 @@ def train(
         save_steps=len(batches),
         patience=None,
         seed=0,
-        sharing=sharing,
+        sharing=sharing and objective.shares,
     )
     held: list[int | None] = []
 

@@ -41,7 +41,7 @@ def probe(material: Material, loaded: Any = None) -> Measured:
         torch.cuda.reset_peak_memory_stats()
     tokens = material.train if isinstance(material.train, Tokens) else material.shown
     worst = worst_passes(tokens, schedule.examples_per_step, schedule.tokens_per_pass, packing=schedule.packing)
-    _step(objective, optimizer, schedule, _passes(material, objective, schedule, 0)[1])
+    _step(objective, optimizer, schedule, _passes(material, schedule, 0)[1])
     _step(objective, optimizer, schedule, worst)
     peak = peak_memory()
     if objective.device.type == "cpu":
@@ -69,9 +69,9 @@ def worst_passes(tokens: Tokens, examples: int, budget: int, *, packing: bool) -
     return sorted(passes, key=lambda work: -work.tokens)[:PASSES]
 
 
-def _passes(material: Material, objective: Any, schedule: Any, step: int) -> tuple[Tokens, list[Pass]]:
+def _passes(material: Material, schedule: Any, step: int) -> tuple[Tokens, list[Pass]]:
     examples = step_tokens(material.train, schedule.examples_per_step, schedule.seed, step)
-    how = {"packing": schedule.packing, "sharing": schedule.sharing and objective.shares}
+    how = {"packing": schedule.packing, "sharing": schedule.sharing}
     return examples, make_passes(examples, range(len(examples)), schedule.tokens_per_pass, **how)
 
 
@@ -92,7 +92,7 @@ def _typical(material: Material, objective: Any, optimizer: Any, schedule: Any) 
     seconds: list[float] = []
     while len(seconds) < STEPS and (len(seconds) < FEWEST or sum(seconds) < SECONDS):
         began = time.perf_counter()
-        examples, passes = _passes(material, objective, schedule, 1 + len(seconds))
+        examples, passes = _passes(material, schedule, 1 + len(seconds))
         _step(objective, optimizer, schedule, passes)
         seconds.append(time.perf_counter() - began)
         counts.append((len(examples.ids), int(examples.targets.sum()), len(examples)))
@@ -103,7 +103,7 @@ def _evaluation(objective: Any, held_out: Tokens | None, schedule: Any) -> float
     """Seconds of one evaluation, from as many passes as EVALUATING allows."""
     if held_out is None:
         return 0.0
-    how = {"packing": schedule.packing, "sharing": schedule.sharing and objective.shares}
+    how = {"packing": schedule.packing, "sharing": schedule.sharing}
     passes = list(evaluation_passes(held_out, schedule.tokens_per_pass, **how))
     began, done = time.perf_counter(), 0
     for work in passes:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from llm_finetune_kit.data.masks import Tokens
-from llm_finetune_kit.data.prefixes import parts_of, shared_groups
+from llm_finetune_kit.data.prefixes import Part, parts_of, shared_groups
 
 SHARING = 256  # rows of an evaluation among which shared beginnings are looked for
 
@@ -111,11 +111,12 @@ def make_passes(
     With `sharing` what prompts of a pass begin with alike is computed once, if the passes are packed.
     """
     documents = [document for index in examples if (document := _document(tokens, int(index))) is not None]
-    ids, prompts = [ids for ids, _, _ in documents], [int(keep.argmax()) for _, keep, _ in documents]
-    if not (packing and sharing and documents):
-        return [_pack([documents[index] for index in group]) for group in arrange(list(map(len, ids)), budget, packing=packing)]
-    groups = shared_groups(ids, prompts, budget) or arrange(list(map(len, ids)), budget)
-    return [_share([documents[index] for index in group]) for group in groups]
+    sharing = sharing and packing
+    ids = [ids for ids, _, _ in documents]
+    groups = shared_groups(ids, _prompts(documents), budget) if sharing else None
+    if groups is None:
+        groups = arrange([len(document) for document in ids], budget, packing=packing)
+    return [_pack([documents[index] for index in group], sharing=sharing) for group in groups]
 
 
 def _document(tokens: Tokens, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
@@ -128,33 +129,27 @@ def _document(tokens: Tokens, index: int) -> tuple[np.ndarray, np.ndarray, np.nd
     return ids[:length], keep, ids[1 : length + 1][keep]
 
 
-def _pack(documents: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Pass:
-    ids, keep, labels = (np.concatenate(part) for part in zip(*documents, strict=True))
-    lengths = tuple(len(document[0]) for document in documents)
-    positions = np.concatenate([np.arange(length) for length in lengths])
-    return Pass(
-        torch.from_numpy(ids.astype(np.int64))[None],
-        torch.from_numpy(positions)[None],
-        torch.from_numpy(keep.copy())[None],
-        torch.from_numpy(labels.astype(np.int64)),
-        lengths,
-    )
+def _prompts(documents: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[int]:
+    """Tokens of each document before the first that predicts a target."""
+    return [int(keep.argmax()) for _, keep, _ in documents]
 
 
-def _share(documents: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Pass:
-    parts = parts_of([ids for ids, _, _ in documents], [int(keep.argmax()) for _, keep, _ in documents])
-    if len(parts) == len(documents):
-        return _pack(documents)
+def _pack(documents: list[tuple[np.ndarray, np.ndarray, np.ndarray]], *, sharing: bool = False) -> Pass:
+    lengths = [len(ids) for ids, _, _ in documents]
+    parts = parts_of([ids for ids, _, _ in documents], _prompts(documents)) if sharing else []
+    branched = len(parts) > len(documents)
+    if not branched:
+        parts = [Part(index, 0, length) for index, length in enumerate(lengths)]
     ids, keep = (np.concatenate([documents[part.document][kind][part.begin : part.end] for part in parts]) for kind in (0, 1))
-    last = [part for part in parts if part.end == len(documents[part.document][0])]
+    labels = np.concatenate([documents[part.document][2] for part in parts if part.end == lengths[part.document]])
     return Pass(
         torch.from_numpy(ids.astype(np.int64))[None],
         torch.from_numpy(np.concatenate([np.arange(part.begin, part.end) for part in parts]))[None],
         torch.from_numpy(keep)[None],
-        torch.from_numpy(np.concatenate([documents[part.document][2] for part in last]).astype(np.int64)),
+        torch.from_numpy(labels.astype(np.int64)),
         tuple(part.end - part.begin for part in parts),
-        tuple(part.parent for part in parts),
-        shared=sum(len(ids) for ids, _, _ in documents) - len(ids),
+        tuple(part.parent for part in parts) if branched else None,
+        shared=sum(lengths) - len(ids),
     )
 
 

@@ -78,7 +78,7 @@ def shared_groups(ids: Sequence[np.ndarray], prompts: Sequence[int], budget: int
     """Documents that together, beginnings counted once, stay within `budget`; None where there is little to share."""
     order, tree = in_order(ids, prompts), Tree(ids, prompts)
     alike = [0, *(max(0, tree.alike(*pair) - WORTH + 1) for pair in pairwise(order))]  # the least that is shared in the end
-    if sum(alike) < MUCH * sum(map(len, ids)):
+    if not ids or sum(alike) < MUCH * sum(map(len, ids)):
         return None
     groups: list[list[int]] = []
     room = 0

@@ -127,7 +127,9 @@ def per_document_attention(
     dtype = query.dtype
     with torch.autocast(query.device.type, enabled=False):
         if documents is not None:
-            return _packed(query, key, value, documents, dropout, scaling, softcap, sliding_window).to(dtype), None
+            if documents.spans is not None and one_kernel(value.dtype, query.shape[3], softcap, dropout):
+                return _all_documents(query, key, value, documents.spans, scaling, sliding_window).to(dtype), None
+            return _each_document(query, key, value, documents, dropout, scaling, softcap, sliding_window).to(dtype), None
         if query.shape[2] == 1 and (attention_mask is None or attention_mask.shape[1] == 1):
             out = _one_token(*_for_core(query, key, value), attention_mask, dropout, scaling, softcap)
         elif attention_mask is None and query.shape[2] == key.shape[2]:
@@ -137,23 +139,6 @@ def per_document_attention(
             groups = query.shape[1] // key.shape[1]
             out = _attend(query, repeat_kv(key, groups), repeat_kv(value, groups), attention_mask, dropout, scaling, softcap)
     return out.transpose(1, 2).to(dtype), None
-
-
-def _packed(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    documents: Documents,
-    dropout: float,
-    scaling: float | None,
-    softcap: float | None,
-    sliding_window: int | None,
-) -> torch.Tensor:
-    """Every document by itself, [1, T, heads, d]."""
-    if documents.spans is not None and one_kernel(value.dtype, query.shape[3], softcap, dropout):
-        return _all_documents(query, key, value, documents.spans, scaling, sliding_window)
-    each: torch.Tensor = _each_document(query, key, value, documents, dropout, scaling, softcap, sliding_window)
-    return each
 
 
 def _all_documents(
@@ -180,7 +165,7 @@ def _each_document(
     softcap: float | None,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    """One document after another; a compiler would write a function of its own for every number of them."""
+    """One document after another, [1, T, heads, d]; a compiler would write a function of its own for every number of them."""
     parts = [part.split(documents.lengths, dim=2) for part in (query, key, value)]
     spans = zip(parts[0], *(_with_beginnings(part, documents.parents) for part in parts[1:]), strict=True)
     out = [_document(q, k, v, dropout, scaling, softcap, sliding_window) for q, k, v in spans]

@@ -46,7 +46,7 @@ def assemble(material: Material, loaded: Any) -> tuple[Any, Any, Any]:
         examples_per_step=plan.examples_per_step,
         tokens_per_pass=int(training.tokens_per_pass or 2048),
         packing=training.packing,
-        sharing=training.share_prompts,
+        sharing=training.share_prompts and objective.shares,
         max_grad_norm=training.max_grad_norm,
         eval_steps=int(training.eval_steps or plan.steps),
         save_steps=int(training.save_steps or plan.steps),

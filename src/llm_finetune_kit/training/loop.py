@@ -41,7 +41,7 @@ class Schedule:
     patience: int | None
     seed: int
     scaled: bool = False  # float16 products, whose loss is scaled
-    sharing: bool = True  # what prompts of a pass begin with alike is computed once, where the model can
+    sharing: bool = False  # what prompts of a pass begin with alike is computed once, which the model must be able to
     sample_steps: int | None = None  # between answers during training; without it there are none
 
     @property
@@ -193,8 +193,8 @@ def _gradient(
     scale = progress.loss_scale.scale if progress.loss_scale else 1.0
     while True:
         budget = progress.tokens_per_pass or schedule.tokens_per_pass
-        sharing = schedule.sharing and objective.shares
-        passes = make_passes(examples, range(len(examples)), budget, packing=schedule.packing, sharing=sharing)
+        how = {"packing": schedule.packing, "sharing": schedule.sharing}
+        passes = make_passes(examples, range(len(examples)), budget, **how)
         random = random_state()
         try:
             return accumulate(objective, passes, scale), passes
@@ -291,10 +291,9 @@ def _held_out_loss(
 ) -> tuple[float, int]:
     """Mean loss and targets, in smaller passes where memory runs out. Raises _Stopped where the run is to stop."""
     done: list[Pass] = []  # only the last one
-    sharing = schedule.sharing and objective.shares
 
     def passes(budget: int) -> Iterator[Pass]:
-        for work in evaluation_passes(held_out, budget, packing=schedule.packing, sharing=sharing):
+        for work in evaluation_passes(held_out, budget, packing=schedule.packing, sharing=schedule.sharing):
             if asked_to_stop():
                 raise _Stopped
             done[:] = [work]
