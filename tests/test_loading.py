@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import time
@@ -18,8 +19,8 @@ from faces import finetune, start
 from llm_finetune_kit.errors import ModelError
 from llm_finetune_kit.files import MANIFEST, commit
 from llm_finetune_kit.models.loading import load_base, train_all
-from llm_finetune_kit.models.locate import locate
-from llm_finetune_kit.models.safety import check_adapter_files, check_folder, check_vocabulary, read_header
+from llm_finetune_kit.models.locate import demo_folder, locate, read_ahead
+from llm_finetune_kit.models.safety import check_adapter_files, check_folder, check_vocabulary, read_header, weight_files
 from llm_finetune_kit.models.tokenizer import load_tokenizer
 from llm_finetune_kit.training import checkpoint
 
@@ -426,3 +427,18 @@ def test_weights_of_another_config_are_refused(model: Path) -> None:
     changed(model, "config.json", num_hidden_layers=7)
     with pytest.raises(ModelError, match="18 weights are missing"):
         load_base(locate(str(model)), "float32")
+
+
+def test_weights_are_read_ahead_where_there_is_room_for_them_twice(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(demo_folder(), tmp_path / "model"))
+    size = sum(path.stat().st_size for path in weight_files(folder))
+
+    def read_of_this_process() -> int:
+        return int(re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())[1])  # type: ignore[index]
+
+    before = read_of_this_process()
+    thread = read_ahead(folder, 2 * size)
+    assert thread is not None
+    thread.join()
+    assert size <= read_of_this_process() - before < 1.1 * size
+    assert read_ahead(folder, 2 * size - 1) is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -335,3 +337,24 @@ def test_transformers_reads_files_as_before_after_a_model_was_packed(stories: Pa
     before = modeling_utils.safe_open
     load_base(locate(str(stories)), "float32", quantization="nf4")
     assert modeling_utils.safe_open is before
+
+
+PLAIN_THEN_PACKED = """
+import sys
+from llm_finetune_kit.models.adapters import add_lora
+from llm_finetune_kit.models.loading import load_base
+from llm_finetune_kit.models.locate import locate
+
+def adapted(quantization):
+    base = load_base(locate("demo"), "bfloat16", quantization=quantization)
+    return add_lora(base, r=2, alpha=4, dropout=0.0, targets=["q_proj"], base_name="demo", seed=0)
+
+adapted(None)
+print([name for name in ("bitsandbytes", "torch._inductor.compile_fx") if name in sys.modules])
+print(type(adapted("nf4").get_submodule("base_model.model.model.layers.0.self_attn.q_proj")).__name__)
+"""
+
+
+def test_a_plain_adapter_loads_no_quantizer_and_a_packed_one_after_it_does() -> None:
+    done = subprocess.run([sys.executable, "-c", PLAIN_THEN_PACKED], capture_output=True, text=True, check=False)
+    assert done.stdout.split("\n")[:2] == ["[]", "Fast4bit"], done.stderr

@@ -85,6 +85,21 @@ def test_a_step_is_the_same_however_it_is_come_to(tmp_path: Path, chat: ChatToke
         assert np.array_equal(jumped.ids, all_steps[step].ids) and np.array_equal(jumped.rows, all_steps[step].rows)
 
 
+def test_the_next_block_is_read_while_steps_on_one_run_and_each_only_once(
+    tmp_path: Path, chat: ChatTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    encoded = Stream._encoded
+    monkeypatch.setattr(Stream, "_encoded", lambda self, index: read.append(index) or encoded(self, index))
+    source = stream(write(tmp_path, "rows.jsonl", rows(331)), chat)
+    source.take(8, 42, 0)
+    source._reader.submit(lambda: None).result()  # all that was begun before it is done
+    assert len(read) == 2
+    for step in range(-(-len(source) // 8)):
+        source.take(8, 42, step)
+    assert len(read) == len(source.counts) == len(set(read))
+
+
 def test_rows_are_named_by_their_line_in_the_file(tmp_path: Path, chat: ChatTokenizer) -> None:
     path = Path(write(tmp_path, "rows.jsonl", rows(100)))
     path.write_text("\n\n" + path.read_text())

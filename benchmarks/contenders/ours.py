@@ -3,9 +3,10 @@
 # ruff: noqa: E402
 from __future__ import annotations
 
-from llm_finetune_kit.hardware import share_the_machine, this_machine
+from llm_finetune_kit.hardware import share_the_machine, start_quickly, this_machine
 
-share_the_machine()  # as the commands do, before torch is loaded
+share_the_machine()
+start_quickly()  # both as the commands do, before torch is loaded
 
 from collections.abc import Callable
 from pathlib import Path

@@ -18,7 +18,7 @@ from llm_finetune_kit.arguments import EXITS, FLAGS, SHORT, Parser, asked_config
 from llm_finetune_kit.cli_texts import parser_of
 from llm_finetune_kit.config import RunConfig, knobs
 from llm_finetune_kit.errors import OUR_BUG, KitError, MachineError, UsageError, nearest
-from llm_finetune_kit.hardware import share_the_machine
+from llm_finetune_kit.hardware import share_the_machine, start_quickly
 
 COMMANDS = {
     "train": "fine-tune a model (the default command)",
@@ -130,6 +130,7 @@ def _calm() -> None:
     A run collects them in its debug.log; `python -W` and PYTHONWARNINGS show them as usual.
     """
     share_the_machine()
+    start_quickly()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

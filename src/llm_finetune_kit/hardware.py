@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import platform
 import re
@@ -24,6 +25,7 @@ from llm_finetune_kit.plan.speed import Rates
 # (AMD EPYC of family 25, one core) 218 and 91
 NARROW = {"amx_bf16": 6.7, "avx512_bf16": 2.3}
 SPINS = 2000  # of a waiting thread before it sleeps; some 0.1 ms
+COLLECTED = 10_000  # new objects before Python looks for garbage among them
 SCALING = 0.85  # exponent of the number of cores: two did 1.8 times as much as one (SmolLM2-135M)
 NATIVE = (8, 0)  # the compute capability from which NVIDIA's GPUs compute bfloat16
 SIGNS = ("/proc/driver/nvidia", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")  # of a GPU and its driver, on Linux and in WSL
@@ -58,7 +60,7 @@ def this_machine(folder: Path = Path(".")) -> Machine:
     found = _accelerator(disk) if _may_have_gpu() else None
     if found is not None:
         return replace(found, attended=attended)
-    total, free = _memory()
+    total, free = main_memory()
     flag, why = cpu_bfloat16()
     rates = _cpu_rates(flag)
     return Machine("cpu", _cpu_name(), usable_cores(), total, free, disk, bool(flag), why, rates, attended=attended)
@@ -100,7 +102,7 @@ def _accelerator(disk: int) -> Machine | None:
         rates, price = _known_rates(name, total, cores)
         return Machine("cuda", name, cores, total, free, disk, native, why, rates, price)
     if torch.backends.mps.is_available():
-        total, free = _memory()
+        total, free = main_memory()
         limit = int(torch.mps.recommended_max_memory())
         return Machine("mps", platform.processor() or "Apple", cores, limit, min(limit, free), disk, True, "Metal computes it")
     return None
@@ -174,6 +176,13 @@ def share_the_machine() -> None:
         os.environ.setdefault("LRU_CACHE_CAPACITY", "1")
 
 
+def start_quickly() -> None:
+    """For a process of ours alone: the libraries make some 300,000 objects that stay, and Python's collector would look at
+    them after every 700 new ones; after every 10,000, importing them takes 3.3 s instead of 3.7.
+    """
+    gc.set_threshold(max(COLLECTED, gc.get_threshold()[0]), *gc.get_threshold()[1:])
+
+
 def _existing(folder: Path) -> Path:
     folder = folder.resolve()
     while not folder.exists():
@@ -181,7 +190,7 @@ def _existing(folder: Path) -> Path:
     return folder
 
 
-def _memory() -> tuple[int, int]:
+def main_memory() -> tuple[int, int]:
     """Total and available bytes, held down to the container's limit where there is one."""
     page = os.sysconf("SC_PAGE_SIZE")
     total = page * os.sysconf("SC_PHYS_PAGES")

@@ -15,8 +15,8 @@ from llm_finetune_kit.data.split import split
 from llm_finetune_kit.data.windows import windowed
 from llm_finetune_kit.errors import ConfigError
 from llm_finetune_kit.events import Listen, Noted, Planned, Stage, Warned, ignore
-from llm_finetune_kit.hardware import share_the_machine, this_machine
-from llm_finetune_kit.models.locate import check_name, locate
+from llm_finetune_kit.hardware import main_memory, share_the_machine, this_machine
+from llm_finetune_kit.models.locate import check_name, locate, read_ahead
 from llm_finetune_kit.models.quantization import require_bitsandbytes
 from llm_finetune_kit.models.safety import check_vocabulary
 from llm_finetune_kit.plan import DataFacts, Plan, make_plan
@@ -123,6 +123,8 @@ def _model(config: RunConfig, weights: bool) -> tuple[Any, Any, Any]:
         weights=weights or Path(str(wanted.name)).is_dir(),
         trust_remote_code=wanted.trust_remote_code,
     )
+    if weights:
+        read_ahead(located.folder, main_memory()[1])
     from llm_finetune_kit.models.tokenizer import load_tokenizer
 
     chat = load_tokenizer(located.folder, config.data.template, trusted=located.trusted)

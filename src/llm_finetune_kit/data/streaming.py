@@ -3,7 +3,7 @@
 The first reading (`survey`) checks every row, counts them, and notes where each block of rows begins. From
 then on the examples of a step are a function of the seed and the step alone, as they are for data in memory,
 so a resumed run goes on at the right row and needs no state: each epoch takes the blocks in an order of its
-own and shuffles the examples inside each block.
+own and shuffles the examples inside each block. While the steps of a block run, the next one is read and tokenized.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -174,7 +175,8 @@ class Stream:
         self._as_it_was = _stamp(path)
         self.max_length: int | None = None
         self.counts = found.counts
-        self._recent: OrderedDict[int, Tokens] = OrderedDict()
+        self._recent: OrderedDict[int, Future[Tokens]] = OrderedDict()
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="reader")  # the only one that reads the file
 
     def __len__(self) -> int:
         return int(self.counts.sum())
@@ -183,7 +185,7 @@ class Stream:
         """Where a row stands in the file, as a person finds it."""
         index = int(np.searchsorted([block.row for block in self.survey.blocks], row, "right")) - 1
         block = self.survey.blocks[index]
-        return self.file.read(block).place(row - block.row)
+        return self._reader.submit(self.file.read, block).result().place(row - block.row)
 
     def sample(self) -> Tokens:
         """The tokens of the surveyed sample, whose `rows` are numbers in the file."""
@@ -207,6 +209,8 @@ class Stream:
             shuffled = np.random.Generator(np.random.PCG64([seed, epoch, int(order[at])])).permutation(self.counts[order[at]])
             parts.append(self._block(int(order[at])).select(shuffled[first - begin : end - begin]))
             first = end
+        if len(parts) == 1 and at + 1 < len(order):
+            self._begin(int(order[at + 1]))
         return join(parts)
 
     def _block_order(self, seed: int, epoch: int) -> np.ndarray:
@@ -216,15 +220,23 @@ class Stream:
         return np.random.Generator(np.random.PCG64([seed, epoch, 1 << 31])).permutation(len(self.counts))
 
     def _block(self, index: int) -> Tokens:
-        """The tokens of one block, without what is left out, cut to `max_length`."""
+        self._begin(index)
+        try:
+            return self._recent[index].result()
+        except Exception:
+            del self._recent[index]  # it may have been the disk
+            raise
+
+    def _begin(self, index: int) -> None:
+        """Have a block read and tokenized, unless it is one of the two that are kept."""
         if index not in self._recent:
             while len(self._recent) > 1:
                 self._recent.popitem(last=False)
-            self._recent[index] = self._encoded(index)
+            self._recent[index] = self._reader.submit(self._encoded, index)
         self._recent.move_to_end(index)
-        return self._recent[index]
 
     def _encoded(self, index: int) -> Tokens:
+        """The tokens of one block, without what is left out, cut to `max_length`."""
         block = self.survey.blocks[index]
         source = self.file.read(block)
         formatted = _formatted(source, self._detected, self.settings)

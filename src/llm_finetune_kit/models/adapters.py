@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from llm_finetune_kit.errors import ConfigError, ModelError, nearest
 from llm_finetune_kit.files import about_to
 from llm_finetune_kit.models.facts import built_empty
+from llm_finetune_kit.models.quantization import only_if_loaded
 from llm_finetune_kit.models.safety import check_adapter_files
 
 WEIGHTS = "adapter_model.safetensors"
@@ -26,6 +27,7 @@ SETTINGS = "adapter_config.json"
 INSIDE = "base_model.model."  # what PEFT puts before the name of a tensor
 
 
+@only_if_loaded()
 def add_lora(
     model: Any,
     *,

@@ -7,6 +7,8 @@ import json
 import os
 import re
 import socket
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +18,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from llm_finetune_kit.catalog import DEMO, MODELS, SHORT_NAMES
 from llm_finetune_kit.errors import MachineError, ModelError, nearest
-from llm_finetune_kit.models.safety import check_folder
+from llm_finetune_kit.models.safety import check_folder, weight_files
 
 WANTED = ["*.json", "*.jinja", "*.txt", "tokenizer.model", "*.tiktoken"]
 WEIGHTS = "*.safetensors"
@@ -24,6 +26,7 @@ NOT_WANTED = ["onnx/*", "original/*", "consolidated*", "openvino/*", "coreml/*"]
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+AHEAD = 1 << 20  # bytes of weights read at once
 PATIENCE = 4.0  # seconds to wait for the hub's first answer
 
 
@@ -186,3 +189,25 @@ def _checked_folder(folder: Path) -> Path:
         why=f"it holds {', '.join(held) or 'nothing'}",
         fix="name the folder above or below",
     )
+
+
+def read_ahead(folder: Path, room: int) -> threading.Thread | None:
+    """Have a cold disk give a model's weights to the system's cache while its caller imports libraries and tokenizes rows.
+
+    None where they need more than half of `room`, which is in bytes. A fault of the disk shows when they are loaded.
+    """
+    found = weight_files(folder)
+    if 2 * sum(path.stat().st_size for path in found) > room:
+        return None
+    thread = threading.Thread(target=_read_through, args=(found,), name="read ahead", daemon=True)
+    thread.start()
+    return thread
+
+
+def _read_through(paths: list[Path]) -> None:
+    buffer = bytearray(AHEAD)
+    with suppress(OSError):
+        for path in paths:
+            with open(path, "rb", buffering=0) as file:
+                while file.readinto(buffer):
+                    pass

@@ -186,7 +186,7 @@ class FastConv1D(FastLinear):
 def fast_layers() -> dict[type, type]:
     """Which layer takes the place of which; those of bitsandbytes first, as they are nn.Linear too."""
     layers: dict[type, type] = {torch.nn.Linear: FastLinear, Conv1D: FastConv1D}
-    if "bitsandbytes" not in sys.modules:
+    if sys.modules.get("bitsandbytes") is None:
         return layers
     import bitsandbytes.nn
     from peft.tuners.lora import bnb
