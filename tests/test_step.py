@@ -294,11 +294,17 @@ def test_a_model_computes_the_same_outside_training(family: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("softcap", [None, 1.5])
-@pytest.mark.parametrize("rows_at_once", [1, 4, 1000])
+@pytest.mark.parametrize(("rows_at_once", "rows_in_float32"), [(1, 1), (4, 3), (1000, 2), (1000, 1000)])
 def test_head_loss_is_cross_entropy(
-    dtype: torch.dtype, bias: bool, softcap: float | None, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype,
+    bias: bool,
+    softcap: float | None,
+    rows_at_once: int,
+    rows_in_float32: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(step.HEAD_WORKSPACE, "cpu", 4 * 50 * rows_at_once)
+    monkeypatch.setitem(step.HEAD_WORKSPACE, "cpu", dtype.itemsize * 50 * rows_at_once)
+    monkeypatch.setitem(step.HEAD_SLICE, "cpu", 4 * 50 * rows_in_float32)
     torch.manual_seed(1)
     hidden, weight, shift = (torch.randn(*shape, dtype=dtype) for shape in ((11, 16), (50, 16), (50,)))
     labels, scale = torch.randint(50, (11,)), 0.25

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# Float32 logits of one chunk (training/step.py): a CPU page-faults larger fresh blocks anew each time, and a GPU needs some
-# hundred rows at once, of the largest vocabularies too, lest it do nothing but read the head's weights.
+# Logits of one chunk (training/step.py), which become their slope: a CPU page-faults larger fresh blocks anew each time, and a
+# GPU needs some hundred rows at once, of the largest vocabularies too, lest it do nothing but read the head's weights.
 HEAD_WORKSPACE = {"cpu": 30_000_000, "cuda": 256_000_000, "mps": 256_000_000}
+HEAD_SLICE = {"cpu": 2_000_000, "cuda": 256_000_000, "mps": 256_000_000}  # those in float32 at once: a CPU's stay in its cache
 LIBRARIES = 660_000_000  # torch, transformers, peft and their kind in resident memory: measured, Linux, CPU build
 QUANTIZER = 60_000_000  # bitsandbytes on top of them
 PER_TOKEN_NAME = 700  # bytes per vocabulary entry of a loaded fast tokenizer: measured
@@ -137,10 +138,10 @@ def _unpacked(model: Any, work: Work) -> int:
 
 
 def _head_workspace(model: Any, work: Work) -> int:
-    """A chunk's logits, their logarithm and its slope; with a trained head its gradient, and copies in the products' dtype."""
+    """A chunk's logits, a slice of them in float32; with a trained head its gradient, and copies in the products' dtype."""
     states = 2 * work.tokens * model.hidden * (4 if work.full else work.size)
-    rows = max(1, HEAD_WORKSPACE[work.device] // (4 * model.vocabulary))
-    chunk = rows * model.vocabulary * (4 + 2 * work.size)
+    rooms = ((HEAD_WORKSPACE, work.size), (HEAD_SLICE, 4))
+    chunk = sum(max(room[work.device], size * model.vocabulary) for room, size in rooms)
     if not work.full or (work.frozen_layers and model.tied):
         return int(states + chunk)
     matrix = 0 if work.size == 4 else work.size * model.head_parameters

@@ -7,6 +7,7 @@ gradient is formed while they are there (4VH multiplications per target with a f
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,7 +18,7 @@ from llm_finetune_kit.data.batches import Pass
 from llm_finetune_kit.errors import ModelError
 from llm_finetune_kit.models.attention import Documents
 from llm_finetune_kit.models.transfer import to_device
-from llm_finetune_kit.plan.memory import HEAD_WORKSPACE
+from llm_finetune_kit.plan.memory import HEAD_SLICE, HEAD_WORKSPACE
 
 
 class HeadLoss(torch.autograd.Function):
@@ -34,38 +35,21 @@ class HeadLoss(torch.autograd.Function):
         dtype: torch.dtype,
         scale: float,
     ) -> torch.Tensor:
-        rows = max(1, HEAD_WORKSPACE[hidden.device.type] // (4 * weight.shape[0]))
         matrix = weight.to(dtype)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         learns, head_learns = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         grad_hidden = torch.empty_like(hidden) if learns else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if head_learns else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and ctx.needs_input_grad[2] else None
-        for start in range(0, len(labels), rows):
-            part = slice(start, start + rows)
+        for part in _slices(len(labels), HEAD_WORKSPACE[hidden.device.type], matrix.element_size() * len(matrix)):
             states, wanted = hidden[part].to(dtype), labels[part, None]
-            logits = states @ matrix.T
-            if bias is not None:
-                logits = logits.float() + bias.float()
-            slope_of_cap = None
-            if softcap:
-                capped = torch.tanh(logits.float() / softcap)
-                logits, slope_of_cap = capped * softcap, 1 - capped.square()
-            log_probabilities = log_softmax(logits, dim=-1, dtype=torch.float32)
-            loss -= log_probabilities.gather(1, wanted).sum()
-            if not (learns or head_learns):
-                continue
-            slope = log_probabilities.exp_()
-            slope.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=slope.dtype))
-            if slope_of_cap is not None:
-                slope *= slope_of_cap
-            if grad_bias is not None:
-                grad_bias += slope.sum(0)
-            slope = slope.to(dtype)
+            scores = states @ matrix.T
+            for few in _slices(len(scores), HEAD_SLICE[hidden.device.type], 4 * len(matrix)):
+                loss += _to_slope(scores[few], wanted[few], bias, softcap, grad_bias, learns or head_learns)
             if grad_hidden is not None:
-                grad_hidden[part] = (slope @ matrix).to(hidden.dtype)
+                grad_hidden[part] = (scores @ matrix).to(hidden.dtype)
             if grad_weight is not None:
-                grad_weight += (slope.T @ states).float()
+                grad_weight += (scores.T @ states).float()
         ctx.grads = grad_hidden, grad_weight, grad_bias
         ctx.scale = scale
         return loss * scale
@@ -76,6 +60,41 @@ class HeadLoss(torch.autograd.Function):
         grads = tuple(None if grad is None else grad.mul_(factor.to(grad.dtype)) for grad in ctx.grads)
         ctx.grads = None
         return (*grads, None, None, None, None)
+
+
+def _slices(rows: int, room: int, bytes_per_row: int) -> Iterator[slice]:
+    """`rows` in parts that each fit into `room` bytes."""
+    step = max(1, room // bytes_per_row)
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def _to_slope(
+    scores: torch.Tensor,
+    wanted: torch.Tensor,
+    bias: torch.Tensor | None,
+    softcap: float | None,
+    grad_bias: torch.Tensor | None,
+    learns: bool,
+) -> torch.Tensor:
+    """The summed cross entropy of `wanted` [n, 1] under `scores` [n, V], which become its derivative where that is wanted."""
+    logits, slope_of_cap = scores, None
+    if bias is not None:
+        logits = logits.float() + bias.float()
+    if softcap:
+        capped = torch.tanh(logits.float() / softcap)
+        logits, slope_of_cap = capped * softcap, 1 - capped.square()
+    log_probabilities = log_softmax(logits, dim=-1, dtype=torch.float32)
+    loss = -log_probabilities.gather(1, wanted).sum()
+    if not learns:
+        return loss
+    slope = log_probabilities.exp_()
+    slope.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=slope.dtype))
+    if slope_of_cap is not None:
+        slope *= slope_of_cap
+    if grad_bias is not None:
+        grad_bias += slope.sum(0)
+    scores.copy_(slope)
+    return loss
 
 
 class Objective:
