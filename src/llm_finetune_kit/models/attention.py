@@ -169,7 +169,7 @@ def _each_document(
     parts = [part.split(documents.lengths, dim=2) for part in (query, key, value)]
     spans = zip(parts[0], *(_with_beginnings(part, documents.parents) for part in parts[1:]), strict=True)
     out = [_document(q, k, v, dropout, scaling, softcap, sliding_window) for q, k, v in spans]
-    return torch.cat(out, dim=2).transpose(1, 2)
+    return torch.cat([part.transpose(1, 2) for part in out], dim=1)
 
 
 def _with_beginnings(parts: Sequence[torch.Tensor], parents: tuple[int, ...] | None) -> list[torch.Tensor]:

@@ -10,6 +10,7 @@ share keys are computed as rows of one product. Short documents keep P for the b
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -24,36 +25,35 @@ class BlockedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:  # type: ignore[override]
-        query, key_rows = _by_key(query, key), key.float().transpose(1, 2) * scale
-        out = torch.empty_like(query)
-        kept = []
+        query, key_rows = _by_key(query, key), key.float().transpose(1, 2)
+        out, kept = [], []
         for rows, seen in _blocks(query, key):
-            weights = _weights(query[:, :, rows], key_rows[:, :, :seen])
-            out[:, :, rows] = _rows(torch.bmm(weights, value[:, :seen]), query)
+            weights = _weights(query[:, :, rows], key_rows[:, :, :seen], scale)
+            out.append(_rows(torch.bmm(weights, value[:, :seen]), query))
             if key.shape[1] <= KEPT:
                 kept.append(weights)
         ctx.save_for_backward(query, key, value, *kept)
         ctx.scale = scale
-        return out.flatten(0, 1)
+        return _joined(out)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
         query, key, value, *kept = ctx.saved_tensors
         slope = grad_outputs[0].view(query.shape)
-        key_rows = None if kept else key.float().transpose(1, 2) * ctx.scale
-        grad_query = torch.empty_like(query)
+        key_rows = None if kept else key.float().transpose(1, 2)
+        grad_query: list[torch.Tensor] = []
         grad_key: Any = None
         grad_value: Any = None
         blocks = list(_blocks(query, key))
         for rows, seen in reversed(blocks):  # the last one sees all keys
             asked, out_slope = (part[:, :, rows].flatten(1, 2) for part in (query, slope))
-            weights = kept.pop() if key_rows is None else _weights(query[:, :, rows], key_rows[:, :, :seen])
+            weights = kept.pop() if key_rows is None else _weights(query[:, :, rows], key_rows[:, :, :seen], ctx.scale)
             weight_slope = torch.bmm(out_slope, value[:, :seen].transpose(1, 2))
             score_slope = torch.ops.aten._softmax_backward_data(weight_slope, weights, -1, weights.dtype).mul_(ctx.scale)
-            grad_query[:, :, rows] = _rows(torch.bmm(score_slope, key[:, :seen]), query)
+            grad_query.insert(0, _rows(torch.bmm(score_slope, key[:, :seen]), query))
             grad_key = _added(grad_key, torch.bmm(score_slope.transpose(1, 2), asked), len(blocks))
             grad_value = _added(grad_value, torch.bmm(weights.transpose(1, 2), out_slope), len(blocks))
-        return grad_query.flatten(0, 1), grad_key.to(key.dtype), grad_value.to(value.dtype), None
+        return _joined(grad_query), grad_key.to(key.dtype), grad_value.to(value.dtype), None
 
 
 def _added(total: torch.Tensor | None, part: torch.Tensor, blocks: int) -> Any:
@@ -82,10 +82,21 @@ def _rows(product: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
     return product.view(query.shape[0], query.shape[1], -1, product.shape[-1])
 
 
-def _weights(query: torch.Tensor, key_rows: torch.Tensor) -> torch.Tensor:
-    """P of a block in the queries' dtype, [kv heads, shared x rows, keys]; `key_rows` is s K^T in float32."""
+def _joined(blocks: list[torch.Tensor]) -> torch.Tensor:
+    """Blocks of rows [kv heads, shared, rows, d] as [heads, n, d]."""
+    return (blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)).flatten(0, 1)
+
+
+def _weights(query: torch.Tensor, key_rows: torch.Tensor, scale: float) -> torch.Tensor:
+    """P of a block in the queries' dtype, [kv heads, shared x rows, keys]; `key_rows` is K^T in float32."""
     rows, seen = query.shape[2], key_rows.shape[2]
-    scores = torch.bmm(query.flatten(1, 2).float(), key_rows)
-    later = torch.full((rows, rows), float("-inf")).triu_(1)
-    scores.view(*query.shape[:3], seen)[..., seen - rows :].add_(later)
+    asked = query.flatten(1, 2).float()
+    scores = torch.baddbmm(asked.new_empty(1), asked, key_rows, beta=0, alpha=scale)
+    scores.view(*query.shape[:3], seen)[..., seen - rows :].add_(_later(rows))
     return scores.softmax(-1).to(query.dtype)
+
+
+@lru_cache(maxsize=ROWS)
+def _later(rows: int) -> torch.Tensor:
+    """What hides later keys from each of as many queries, [rows, rows]."""
+    return torch.full((rows, rows), float("-inf")).triu_(1)
