@@ -252,7 +252,9 @@ def test_fault_116_what_asks_for_nothing_may_stand_in_a_request(served: Served) 
     assert texts[0] == texts[1]
 
 
-def test_fault_117_whoever_leaves_stops_the_generation_and_memory_comes_back(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_117_whoever_leaves_stops_the_generation_and_memory_comes_back(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("llm_finetune_kit.serving.answering.stop_ids", lambda *_: [])  # no answer is short by chance
     long = GREEDY | {"max_tokens": 450, "temperature": 1.5, "stream": True}
 
