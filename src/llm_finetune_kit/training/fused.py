@@ -41,11 +41,12 @@ def fuse(objective: Objective) -> str | None:
 
 
 def _small_step(objective: Objective) -> list[torch.Tensor]:
-    """The loss of a small pass and the gradient of each weight that has one."""
+    """The loss of a small pass and its gradient by each weight that is trained."""
     objective.model.zero_grad(set_to_none=True)
     loss = objective.summed(small_pass())
     loss.backward()
-    return [loss.detach(), *(part.grad for part in objective.model.parameters() if part.grad is not None)]
+    trained = (part for part in objective.model.parameters() if part.requires_grad)
+    return [loss.detach(), *(torch.zeros_like(part) if part.grad is None else part.grad for part in trained)]
 
 
 def _fault(found: list[torch.Tensor], expected: list[torch.Tensor], limit: float) -> str | None:
