@@ -14,6 +14,7 @@ from gpu_parts import RANK, Place, build, documents, ours, targets, tiny_config,
 from llm_finetune_kit.data.batches import make_passes
 from llm_finetune_kit.events import Event, Stepped
 from llm_finetune_kit.models.attention import Documents, per_document_attention
+from llm_finetune_kit.models.liger import gated_product, gated_product_backward
 from llm_finetune_kit.training.step import Objective, accumulate
 
 Found = dict[str, Any]
@@ -174,12 +175,40 @@ def compiled(place: Place) -> Found:
     return held(worst, 0.03, compile_seconds=seconds, graphs=graphs, graphs_made_later=again)
 
 
+def fused_kernels(place: Place) -> Found:
+    """Loss and gradient with Liger's norms and turns against plain ones, bfloat16; and its gated product against torch's."""
+    worst, passes, replaced = 0.0, _passes(), {}
+    for family in ("llama", "qwen3", "gemma"):
+        plain, objective = (
+            shaken_objective(ours(tiny_config(family), place.device, torch.bfloat16, fused=fused)) for fused in (False, True)
+        )
+        if objective.not_fused:
+            return {"skipped": f"{family}: {objective.not_fused}"}
+        replaced[family] = sum("forward" in vars(module) for module in objective.model.modules())
+        expected, found = (float(accumulate(one, passes)) for one in (plain, objective))
+        worst = max(worst, abs(found - expected) / expected, apart(gradient(objective.model), gradient(plain.model)))
+    return held(worst, 0.03, replaced=replaced, gated_product=gated(place), gated_product_limit=0.01)
+
+
+def gated(place: Place) -> float:
+    """How far Liger's gated product and its gradient are from torch's in float32."""
+    torch.manual_seed(0)
+    gate, up, slope = (torch.randn(300, 5632, device=place.device).bfloat16() for _ in range(3))
+    leaves = [part.float().requires_grad_() for part in (gate, up)]
+    expected = torch.nn.functional.silu(leaves[0]) * leaves[1]
+    expected.backward(slope.float())
+    found = [gated_product(gate, up), *gated_product_backward(gate, up, slope)]
+    pairs = zip(found, [expected.detach(), *(leaf.grad for leaf in leaves)], strict=True)
+    return max(apart(*pair) for pair in pairs)
+
+
 CHECKS: dict[str, Callable[[Place], Found]] = {
     "all documents in one kernel": one_kernel,
     "fused LoRA is PEFT's": fused_lora,
     "NF4 is its unpacked weights": four_bits,
     "float16 with a scaled loss": half,
     "20 steps as on the CPU": as_on_the_cpu,
+    "Liger's kernels": fused_kernels,
     "compiled blocks": compiled,
 }
 SLOW_ON_A_CPU = {"compiled blocks"}  # a minute of C++
