@@ -14,7 +14,7 @@ from gpu_parts import RANK, Place, build, documents, ours, targets, tiny_config,
 from llm_finetune_kit.data.batches import make_passes
 from llm_finetune_kit.events import Event, Stepped
 from llm_finetune_kit.models.attention import Documents, per_document_attention
-from llm_finetune_kit.models.liger import gated_product, gated_product_backward
+from llm_finetune_kit.models.liger import gated, gated_slopes
 from llm_finetune_kit.training.step import Objective, accumulate
 
 Found = dict[str, Any]
@@ -187,18 +187,18 @@ def fused_kernels(place: Place) -> Found:
         replaced[family] = sum("forward" in vars(module) for module in objective.model.modules())
         expected, found = (float(accumulate(one, passes)) for one in (plain, objective))
         worst = max(worst, abs(found - expected) / expected, apart(gradient(objective.model), gradient(plain.model)))
-    return held(worst, 0.03, replaced=replaced, gated_product=gated(place), gated_product_limit=0.01)
+    return held(worst, 0.03, replaced=replaced, gated_product=products(place), gated_product_limit=0.01)
 
 
-def gated(place: Place) -> float:
+def products(place: Place) -> float:
     """How far Liger's gated product and its gradient are from torch's in float32."""
     torch.manual_seed(0)
     gate, up, slope = (torch.randn(300, 5632, device=place.device).bfloat16() for _ in range(3))
     leaves = [part.float().requires_grad_() for part in (gate, up)]
     expected = torch.nn.functional.silu(leaves[0]) * leaves[1]
     expected.backward(slope.float())
-    found = [gated_product(gate, up), *gated_product_backward(gate, up, slope)]
-    pairs = zip(found, [expected.detach(), *(leaf.grad for leaf in leaves)], strict=True)
+    found = [gated(gate, up), *gated_slopes(slope, gate, up)]
+    pairs = zip(found, [expected.detach(), *(leaf.grad for leaf in leaves), expected.detach()], strict=True)
     return max(apart(*pair) for pair in pairs)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,27 @@ def test_other_models_of_the_family_keep_their_own(counted: Counter[str]) -> Non
     assert not counted
     forget_kernels(modules)
     assert replaced(model) == []
+
+
+def test_what_was_put_around_an_attention_stays_around_it(counted: Counter[str]) -> None:
+    model, around = tiny("llama"), Counter[str]()
+
+    def within(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        around["before" if not counted else "after"] += 1
+        return forward(*args, **kwargs)
+
+    attentions = [block.self_attn for block in model.model.layers]
+    for attention in attentions:
+        attention.forward = partial(within, attention.forward)
+    put_on = [attention.forward for attention in attentions]
+    modules = use_kernels(model, liger.load_kernels())
+    with torch.no_grad():
+        model(input_ids=torch.arange(3, 9)[None])
+    assert around == {"after": 2} and counted["turn"] == 2
+    forget_kernels(modules)
+    assert [attention.forward for attention in attentions] == put_on
+    attentions[0].forward = lambda *args, **kwargs: None  # nobody knows what that computes
+    assert attentions[0] not in [module for module, _ in use_kernels(model, liger.load_kernels())]
 
 
 # --- in training ------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from llm_finetune_kit.data.batches import make_passes
-from llm_finetune_kit.models.liger import NormKind, gated_product, gated_product_backward, load_kernels
+from llm_finetune_kit.models.liger import NormKind, gated, gated_slopes, load_kernels
 from llm_finetune_kit.training.fused import fuse
 from llm_finetune_kit.training.step import Objective, mean_loss
 from test_liger import FULL, HALF, NORMS, ONE, adapted, plain_norm, plain_turn, replaced
@@ -95,7 +95,7 @@ def test_a_turn_and_its_gradient(
     assert max(apart(*pair) for pair in zip(*found, strict=True)) < LIMITS[dtype]
 
 
-@pytest.mark.parametrize("shape", [(1, 5, 64), (7, 100), (1, 3)])
+@pytest.mark.parametrize("shape", [(5, 64), (7, 100), (1, 3)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_gated_product_and_its_gradient_in_place(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
@@ -104,10 +104,11 @@ def test_a_gated_product_and_its_gradient_in_place(dtype: torch.dtype, shape: tu
     expected = (torch.nn.functional.silu(leaves[0].float()) * leaves[1].float()).to(dtype)
     expected.backward(slope)
     kept = gate.clone(), up.clone(), slope.clone()
-    out = gated_product(gate, up)
+    out = gated(gate, up)
     assert torch.equal(gate, kept[0]) and torch.equal(up, kept[1]) and out.dtype == dtype
     assert apart(out, expected.detach()) < LIMITS[dtype]
-    grads = gated_product_backward(gate, up, slope)
+    *grads, again = gated_slopes(slope, gate, up)
+    assert torch.equal(again, out)
     assert [grad.data_ptr() for grad in grads] == [gate.data_ptr(), up.data_ptr()]
     assert torch.equal(slope, kept[2])
     assert max(apart(grad, leaf.grad) for grad, leaf in zip(grads, leaves, strict=True)) < LIMITS[dtype]

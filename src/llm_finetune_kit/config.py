@@ -166,7 +166,7 @@ class TrainingSection(Section):
         None, description="Have torch write kernels for the blocks: fewer launches, for a minute or more at the start."
     )
     liger: bool | None = Field(
-        None, description="Liger's kernels for norms and rotary positions on a GPU (liger-kernel); the results are the same."
+        None, description="Liger's kernels for norms and rotary positions on a GPU (liger-kernel); the same to rounding."
     )
     tokens_per_pass: int | None = Field(
         None, ge=16, le=1 << 30, description="Tokens computed at once; changes memory and speed, never the result."

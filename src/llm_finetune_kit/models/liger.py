@@ -51,37 +51,39 @@ def load_kernels() -> Kernels:
     return Kernels(norm, LigerRopeFunction.apply)
 
 
-def gated_product(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up by Liger's kernel; both [..., n], contiguous and alike in shape and number format."""
+def gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up by Liger's kernel; both [n, inner], contiguous and of one number format."""
     from liger_kernel.ops.swiglu import swiglu_forward
 
     made: torch.Tensor = swiglu_forward(gate, up)[2]
     return made
 
 
-def gated_product_backward(gate: torch.Tensor, up: torch.Tensor, slope: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The gradients of gate and up, written over them; `slope` is the gradient of the product, contiguous like them."""
+def gated_slopes(slope: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The slopes of `gate` and `up` under `slope`, that of their gated product, written over them; and that product once more."""
     from liger_kernel.ops.swiglu import swiglu_backward
 
-    made: tuple[torch.Tensor, torch.Tensor] = swiglu_backward(gate, up, slope)
-    return made
+    product = gated(gate, up)
+    return (*swiglu_backward(gate, up, slope), product)
 
 
-def use_kernels(model: Any, kernels: Kernels) -> list[Any]:
-    """Have a model's RMSNorms and rotary positions computed by `kernels`; the modules whose forward that replaced."""
+def use_kernels(model: Any, kernels: Kernels) -> list[tuple[Any, Any]]:
+    """Have a model's RMSNorms and rotary positions computed by `kernels`; the modules, each with what was put on it before."""
     replaced = []
     for module in model.modules():
         forward = _norm_forward(module, kernels) or _attention_forward(module, kernels)
         if forward is not None:
+            replaced.append((module, vars(module).get("forward")))
             module.forward = forward
-            replaced.append(module)
     return replaced
 
 
-def forget_kernels(modules: list[Any]) -> None:
-    """Undo `use_kernels`."""
-    for module in modules:
-        del module.__dict__["forward"]
+def forget_kernels(replaced: list[tuple[Any, Any]]) -> None:
+    """Undo `use_kernels`, which gave `replaced`."""
+    for module, before in replaced:
+        del module.forward
+        if before is not None:
+            module.forward = before
 
 
 def _norm_forward(module: Any, kernels: Kernels) -> Callable[..., torch.Tensor] | None:
@@ -120,15 +122,22 @@ def norm_kind(module: Any, eps: float) -> NormKind | None:
 
 
 def _attention_forward(module: Any, kernels: Kernels) -> Callable[..., Any] | None:
-    """The forward of an attention that calls transformers' function by its name, which then means the kernel."""
-    forward = type(module).forward
+    """The forward of an attention that calls transformers' function by its name, which then means the kernel.
+
+    What was put around its own forward stays around it.
+    """
+    forward, now = type(module).forward, module.forward
     known = getattr(forward, "__globals__", {}).get(ROTATION)
     if known is None or ROTATION not in forward.__code__.co_names or not turns_halves(known):
         return None
     names = forward.__globals__ | {ROTATION: partial(_turned, known, kernels)}
     made = FunctionType(forward.__code__, names, forward.__name__, forward.__defaults__, forward.__closure__)
     made.__kwdefaults__ = forward.__kwdefaults__
-    return MethodType(made, module)
+    own, turned = MethodType(forward, module), MethodType(made, module)
+    if now == own:
+        return turned
+    inside = isinstance(now, partial) and own in now.args
+    return partial(now.func, *(turned if part == own else part for part in now.args), **now.keywords) if inside else None
 
 
 def _turned(plain: Any, kernels: Kernels, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> Any:
