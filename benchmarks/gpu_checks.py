@@ -14,7 +14,7 @@ from gpu_parts import RANK, Place, build, documents, ours, targets, tiny_config,
 from llm_finetune_kit.data.batches import make_passes
 from llm_finetune_kit.events import Event, Stepped
 from llm_finetune_kit.models.attention import Documents, per_document_attention
-from llm_finetune_kit.models.liger import gated, gated_slopes
+from llm_finetune_kit.models.liger import _normed, gated, gated_slopes
 from llm_finetune_kit.training.step import Objective, accumulate
 
 Found = dict[str, Any]
@@ -177,17 +177,18 @@ def compiled(place: Place) -> Found:
 
 def fused_kernels(place: Place) -> Found:
     """Loss and gradient with Liger's norms and turns against plain ones, bfloat16; and its gated product against torch's."""
-    worst, passes, replaced = 0.0, _passes(), {}
+    worst, passes, norms = 0.0, _passes(), {}
     for family in ("llama", "qwen3", "gemma"):
         plain, objective = (
             shaken_objective(ours(tiny_config(family), place.device, torch.bfloat16, fused=fused)) for fused in (False, True)
         )
         if objective.not_fused:
             return {"skipped": f"{family}: {objective.not_fused}"}
-        replaced[family] = sum("forward" in vars(module) for module in objective.model.modules())
+        put_on = [vars(module).get("forward") for module in objective.model.modules()]
+        norms[family] = sum(getattr(forward, "func", None) is _normed for forward in put_on)
         expected, found = (float(accumulate(one, passes)) for one in (plain, objective))
         worst = max(worst, abs(found - expected) / expected, apart(gradient(objective.model), gradient(plain.model)))
-    return held(worst, 0.03, replaced=replaced, gated_product=products(place), gated_product_limit=0.01)
+    return held(worst, 0.03, norms=norms, gated_product=products(place), gated_product_limit=0.01)
 
 
 def products(place: Place) -> float:
