@@ -49,13 +49,18 @@ def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 LIMITS = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}  # the interpreter cuts bfloat16 off instead of rounding
 
 
+BY_SIXTEEN = (1, 8192, 4, 8)  # so many and so narrow rows, queries' and keys', have a kernel of their own
+
+
 @pytest.mark.parametrize("trained", [True, False])
-@pytest.mark.parametrize("shape", [(1, 7, 64), (1, 5, 3, 8), (2, 3, 100), (1, 1, 8)])
+@pytest.mark.parametrize("shape", [BY_SIXTEEN, (1, 7, 64), (1, 5, 3, 8), (2, 3, 100), (1, 1, 8)])
 @pytest.mark.parametrize("kind", [HALF, FULL, ONE])
 @pytest.mark.parametrize("dtype", LIMITS)
 def test_a_norm_and_its_gradient(dtype: torch.dtype, kind: NormKind, shape: tuple[int, ...], trained: bool) -> None:
     if dtype is torch.bfloat16 and kind is HALF and trained:
         pytest.skip("the gradient of such a weight multiplies in bfloat16; norms that train are in float32")
+    if shape == BY_SIXTEEN and not (trained and dtype is torch.float32):
+        pytest.skip("once is enough, at 20 seconds")
     torch.manual_seed(0)
     made = torch.randn(shape).to(dtype), torch.randn(shape[-1]).to(dtype), torch.randn(shape).to(dtype)
     found = []
