@@ -5,7 +5,7 @@ JOBS   ?= 2
 READY  := $(VENV)/.ready
 PEERS  := trl unsloth llamafactory litgpt
 
-.PHONY: demo test check bench docs clean
+.PHONY: demo test check bench liger docs clean
 
 demo: $(READY)
 	$(VENV)/bin/finetune demo
@@ -26,6 +26,15 @@ docs: $(READY)
 
 bench: $(READY) $(PEERS:%=.bench/venv-%/.ready)
 	$(VENV)/bin/python benchmarks/speed.py
+
+# Liger's kernels on a CPU, in Triton's interpreter; Triton alone is 0.7 GB, so they have an environment of their own
+liger: .bench/venv-liger/.ready
+	TRITON_INTERPRET=1 PYTHONPATH=src .bench/venv-liger/bin/python -m pytest tests/test_liger_kernels.py
+
+.bench/venv-liger/.ready: requirements.txt
+	$(PYTHON) -m venv .bench/venv-liger
+	.bench/venv-liger/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt triton==3.7.1 liger-kernel==0.8.5
+	touch $@
 
 # torch first, so that nothing else decides which build comes
 .bench/venv-%/.ready: benchmarks/environments/%.txt

@@ -14,6 +14,7 @@ from gpu_parts import RANK, Place, build, documents, ours, targets, tiny_config,
 from llm_finetune_kit.data.batches import make_passes
 from llm_finetune_kit.events import Event, Stepped
 from llm_finetune_kit.models.attention import Documents, per_document_attention
+from llm_finetune_kit.models.liger import NormKind, _normed, gated, gated_slopes, load_kernels
 from llm_finetune_kit.training.step import Objective, accumulate
 
 Found = dict[str, Any]
@@ -174,12 +175,58 @@ def compiled(place: Place) -> Found:
     return held(worst, 0.03, compile_seconds=seconds, graphs=graphs, graphs_made_later=again)
 
 
+def fused_kernels(place: Place) -> Found:
+    """Loss and gradient with Liger's norms and turns against plain ones, bfloat16; and its gated product against torch's."""
+    worst, passes, norms = 0.0, _passes(), {}
+    for family in ("llama", "qwen3", "gemma"):
+        plain, objective = (
+            shaken_objective(ours(tiny_config(family), place.device, torch.bfloat16, fused=fused)) for fused in (False, True)
+        )
+        if objective.not_fused:
+            return {"skipped": f"{family}: {objective.not_fused}"}
+        put_on = [vars(module).get("forward") for module in objective.model.modules()]
+        norms[family] = sum(getattr(forward, "func", None) is _normed for forward in put_on)
+        expected, found = (float(accumulate(one, passes)) for one in (plain, objective))
+        worst = max(worst, abs(found - expected) / expected, apart(gradient(objective.model), gradient(plain.model)))
+    alone = {"gated_product": products(place), "many_narrow_norms": narrow_norms(place)}
+    return held(worst, 0.03, norms=norms, **alone, alone_limit=0.01)
+
+
+def products(place: Place) -> float:
+    """How far Liger's gated product and its gradient are from torch's in float32."""
+    torch.manual_seed(0)
+    gate, up, slope = (torch.randn(300, 5632, device=place.device).bfloat16() for _ in range(3))
+    leaves = [part.float().requires_grad_() for part in (gate, up)]
+    expected = torch.nn.functional.silu(leaves[0]) * leaves[1]
+    expected.backward(slope.float())
+    found = [gated(gate, up), *gated_slopes(slope, gate, up)]
+    pairs = zip(found, [expected.detach(), *(leaf.grad for leaf in leaves), expected.detach()], strict=True)
+    return max(apart(*pair) for pair in pairs)
+
+
+def narrow_norms(place: Place) -> float:
+    """The same for norms of so many queries that Liger has a kernel of its own for them, which a small pass does not reach."""
+    torch.manual_seed(0)
+    made = [torch.randn(shape, device=place.device).bfloat16() for shape in ((1, 2048, 32, 128), (128,), (1, 2048, 32, 128))]
+    found = []
+    for norm in (
+        load_kernels().norm,
+        lambda x, weight, eps, _: torch.nn.functional.rms_norm(x.float(), (128,), weight.float(), eps),
+    ):
+        x = made[0].clone().requires_grad_()
+        out = norm(x, made[1], 1e-6, NormKind("llama", 0.0))
+        out.backward(made[2].to(out.dtype))
+        found.append(torch.cat([out.detach().flatten().float(), x.grad.flatten().float()]))
+    return apart(*found)
+
+
 CHECKS: dict[str, Callable[[Place], Found]] = {
     "all documents in one kernel": one_kernel,
     "fused LoRA is PEFT's": fused_lora,
     "NF4 is its unpacked weights": four_bits,
     "float16 with a scaled loss": half,
     "20 steps as on the CPU": as_on_the_cpu,
+    "Liger's kernels": fused_kernels,
     "compiled blocks": compiled,
 }
 SLOW_ON_A_CPU = {"compiled blocks"}  # a minute of C++

@@ -20,6 +20,7 @@ from llm_finetune_kit.models.attention import NAME, register
 from llm_finetune_kit.models.loading import _plain_activations
 from llm_finetune_kit.training.checkpoint import Progress
 from llm_finetune_kit.training.compiled import compile_blocks
+from llm_finetune_kit.training.fused import fuse
 from llm_finetune_kit.training.loop import Schedule, fit
 from llm_finetune_kit.training.optimizer import make_optimizer
 from llm_finetune_kit.training.scaling import LossScale
@@ -36,6 +37,7 @@ TINY: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512, "rope_scaling": None,
     },
 }  # fmt: skip
+TINY |= dict.fromkeys(("qwen3", "gemma"), TINY["llama"])
 ENDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
@@ -89,7 +91,15 @@ def pack(model: Any, dtype: torch.dtype, device: torch.device) -> Any:
     return model
 
 
-def ours(config: Any, device: torch.device, dtype: torch.dtype, *, packed: bool = False, compiled: bool = False) -> Objective:
+def ours(
+    config: Any,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    packed: bool = False,
+    compiled: bool = False,
+    fused: bool = False,
+) -> Objective:
     """The engine's objective over such a model with LoRA on all linear layers of its blocks."""
     register()
     model = build(config, device, dtype, packed=packed)
@@ -103,6 +113,8 @@ def ours(config: Any, device: torch.device, dtype: torch.dtype, *, packed: bool 
     objective = Objective(model, dtype)
     if compiled:
         objective.not_compiled = compile_blocks(objective)
+    if fused:
+        objective.not_fused = fuse(objective)
     return objective
 
 

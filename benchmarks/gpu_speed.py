@@ -71,6 +71,8 @@ def measure(place: Place, case: Case, keep: Keep) -> None:
             "Trainer, padded": lambda: trainer_speed(*known, wide, "padded"),
             "Trainer, small steps": lambda: trainer_speed(*known, narrow, "flattened"),
         }
+    if config.model_type != "gpt2" and not case.packed:
+        parts["ours, Liger's kernels"] = lambda: our_speed(*known, wide, fused=True)
     if case.small and not place.dry:  # on a CPU that is a minute of C++
         parts["ours, small steps, compiled"] = lambda: our_speed(*known, narrow, compiled=True)
     for name, part in parts.items():
@@ -104,11 +106,11 @@ def matmul_tflops(place: Place) -> float:
 
 
 def our_speed(
-    place: Place, config: Any, case: Case, found: list[Document], per_step: int, *, compiled: bool = False
+    place: Place, config: Any, case: Case, found: list[Document], per_step: int, *, compiled: bool = False, fused: bool = False
 ) -> dict[str, Any]:
     """The engine's own loop: times of steps as it tells them, and memory against the plan's."""
     began = time.perf_counter()
-    objective = ours(config, place.device, torch.bfloat16, packed=case.packed, compiled=compiled)
+    objective = ours(config, place.device, torch.bfloat16, packed=case.packed, compiled=compiled, fused=fused)
     made = time.perf_counter() - began
     warm, timed = case.steps(place)
     steps: list[Stepped] = []
@@ -139,6 +141,7 @@ def our_speed(
         "build_seconds": made,
         "model_tflops": model_flops(facts, work, steps[warm:], float(tokens.lengths.mean())) / seconds / 1e12,
         "not_compiled": objective.not_compiled,
+        "not_fused": objective.not_fused,
         "warnings": told,
     }
     return result | memory(place, facts, work)

@@ -19,6 +19,7 @@ def test_a_model_is_measured_and_told(tmp_path: Path) -> None:
     found = json.loads(gpu.file_of(tmp_path, name).read_text())
     failed = {part: one for part, one in found.items() if isinstance(one, dict) and "failed" in one}
     assert not failed
+    assert found["ours, Liger's kernels"]["first_loss"] == pytest.approx(found["ours"]["first_loss"], rel=1e-3)
     assert found["ours"]["first_loss"] == pytest.approx(found["Trainer, padded"]["first_loss"], rel=gpu.FIRST_LOSS)
     told = gpu.page(gpu.gather(tmp_path, {"checks": "stopped after 100 s", name: None}))
     assert "| ours | " in told and "not comparable" not in told

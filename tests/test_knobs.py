@@ -64,6 +64,7 @@ ELSEWHERE = {
     "model.trust_remote_code",  # test_loading.py
     "lora.bias",  # test_adapters.py, on a model with biases
     "training.compile",  # test_gpu.py
+    "training.liger",  # test_liger.py
     "training.logging_steps",  # below
     "training.on_disk_full",  # test_survival.py
     "training.profile",  # test_profile.py

@@ -74,6 +74,51 @@ def test_a_cpu_compiles_nothing_unasked() -> None:
     assert plan("smollm2-135m", training__compile=True).config.training.compile is True
 
 
+H100 = replace(machine_named("H100"), liger=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "machine", "values", "used", "why"),
+    [
+        ("mistral-7b", H100, {}, True, "one kernel each"),
+        ("mistral-7b", H100, {"model__quantization": "nf4"}, True, "one kernel each"),
+        ("mistral-7b", replace(H100, liger=False), {}, False, "pip install 'llm-finetune-kit[gpu]'"),
+        ("mistral-7b", replace(H100, rocm=True), {}, False, "NVIDIA"),
+        ("mistral-7b", replace(H100, bfloat16=False), {"training__tokens_per_pass": 64}, False, "8.0"),
+        ("mistral-7b", replace(machine_named("M2 Max 96GB"), liger=True), {}, False, "NVIDIA"),
+        ("gpt2", H100, {}, False, "do not help with"),
+        ("mistral-7b", H100, {"training__compile": True}, False, "the compiler fuses the same"),
+        ("mistral-7b", H100, {"training__compile": True, "model__quantization": "nf4"}, True, "one kernel each"),
+        ("mistral-7b", replace(H100, liger=False), {"training__liger": True}, True, "you asked for it"),
+        ("mistral-7b", H100, {"training__liger": False}, False, "you asked for it"),
+    ],
+)
+def test_ligers_kernels_are_used_where_they_are_and_nothing_else_fuses(
+    name: str, machine: Machine, values: dict[str, Any], used: bool, why: str
+) -> None:
+    made = plan(name, machine, **values)
+    choice = next(choice for choice in made.choices if choice.knob == "training.liger")
+    assert made.config.training.liger is choice.value is used
+    assert why in choice.reason
+
+
+def test_a_cpu_says_nothing_of_ligers_kernels_unasked() -> None:
+    made = plan("smollm2-135m", replace(CPU, liger=True))
+    assert made.config.training.liger is None
+    assert not any(choice.knob == "training.liger" for choice in made.choices)
+
+
+def test_who_asks_for_ligers_kernels_gets_no_compiler_unasked() -> None:
+    long = {"training__max_steps": 100_000}
+    made = plan("smollm2-135m", H100, **long)
+    assert made.config.training.compile is True and made.config.training.liger is False
+    made = plan("smollm2-135m", H100, training__liger=True, **long)
+    assert made.config.training.compile is False and made.config.training.liger is True
+    assert not any("will not be used" in warning for warning in made.warnings)
+    both = plan("smollm2-135m", H100, training__liger=True, training__compile=True)
+    assert any("training.liger will not be used: training.compile" in warning for warning in both.warnings)
+
+
 def test_what_was_asked_is_kept() -> None:
     asked = {
         "model__dtype": "float32", "model__quantization": "nf4", "model__max_length": 100, "lora__r": 4,
@@ -225,6 +270,7 @@ def test_biases_that_are_trained_keep_the_plan_from_quantizing() -> None:
         ({"training__freeze_layers": 2}, "training.freeze_layers will not be used"),
         ({"model__double_quantization": False}, "model.double_quantization will not be used"),
         ({"training__compile": True, "model__quantization": "nf4"}, "training.compile will not be used"),
+        ({"training__liger": True}, "training.liger will not be used: its kernels are for NVIDIA's GPUs, not for cpu"),
         ({"training__checkpoint_every": 2, "training__gradient_checkpointing": False}, "checkpoint_every will not be used"),
         ({"model__max_length": 5000}, "model.max_length=5,000 is more than the 2,048 tokens that tinyllama was made for"),
     ],

@@ -492,9 +492,9 @@ TARGETS = {
 }
 
 
-def with_lora(model: Any, *, dropout: float = 0.0) -> Any:
+def with_lora(model: Any, *, dropout: float = 0.0, targets: list[str] | None = None) -> Any:
     """With an adapter whose second matrices are not 0, as they are at birth."""
-    targets = TARGETS[model.config.model_type]
+    targets = targets or TARGETS[model.config.model_type]
     model = add_lora(model, r=4, alpha=8, dropout=dropout, targets=targets, base_name="base", seed=1)
     torch.manual_seed(2)
     with torch.no_grad():

@@ -33,6 +33,7 @@ MECHANICS = (
     "training.packing",
     "training.share_prompts",
     "training.compile",
+    "training.liger",
     "training.gradient_checkpointing",
     "training.checkpoint_every",
     "training.threads",

@@ -165,6 +165,9 @@ class TrainingSection(Section):
     compile: bool | None = Field(
         None, description="Have torch write kernels for the blocks: fewer launches, for a minute or more at the start."
     )
+    liger: bool | None = Field(
+        None, description="Liger's kernels for norms and rotary positions on a GPU (liger-kernel); the same to rounding."
+    )
     tokens_per_pass: int | None = Field(
         None, ge=16, le=1 << 30, description="Tokens computed at once; changes memory and speed, never the result."
     )
@@ -369,6 +372,9 @@ ALIASES: dict[str, str] = {
     "gradient_checkpointing": "training.gradient_checkpointing",
     "packing": "training.packing",
     "sample_packing": "training.packing",
+    "use_liger_kernel": "training.liger",
+    "training.use_liger_kernel": "training.liger",
+    "enable_liger_kernel": "training.liger",
     "save_steps": "training.save_steps",
     "eval_steps": "training.eval_steps",
     "logging_steps": "training.logging_steps",

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ class Machine:
     rates: Rates | None = None  # of matrix products; None where nothing is known
     price: float | None = None  # dollars an hour
     attended: bool = False  # somebody sits at a terminal
+    rocm: bool = False  # a `cuda` that is AMD's
+    liger: bool = False  # Liger's kernels are installed
 
     @property
     def device(self) -> str:
@@ -81,7 +84,13 @@ def machine_named(name: str) -> Machine:
     rates = Rates(rate / 4, rate, cores, f"{gpu.name}: {gpu.tflops:g} TFLOP/s, {said}")
     why = f"{gpu.name} computes it" if gpu.bfloat16 else f"{gpu.name} is too old for bfloat16"
     named = gpu.name if gpu.kind == "mps" else f"{gpu.name} of {gpu.memory:g} GiB"
-    return Machine(gpu.kind, named, cores, memory, memory, 10**12, gpu.bfloat16, why, rates, gpu.price)
+    facts = (gpu.kind, named, cores, memory, memory, 10**12, gpu.bfloat16, why, rates, gpu.price)
+    return Machine(*facts, liger=has_liger())  # as here
+
+
+def has_liger() -> bool:
+    """Whether Liger's kernels and their compiler are installed; neither is imported."""
+    return all(find_spec(name) is not None for name in ("liger_kernel", "triton"))
 
 
 def _may_have_gpu() -> bool:
@@ -100,7 +109,8 @@ def _accelerator(disk: int) -> Machine | None:
         why = f"compute capability {'.'.join(map(str, capability))}"
         name = torch.cuda.get_device_name()
         rates, price = _known_rates(name, total, cores)
-        return Machine("cuda", name, cores, total, free, disk, native, why, rates, price)
+        rocm = torch.version.hip is not None
+        return Machine("cuda", name, cores, total, free, disk, native, why, rates, price, rocm=rocm, liger=has_liger())
     if torch.backends.mps.is_available():
         total, free = main_memory()
         limit = int(torch.mps.recommended_max_memory())

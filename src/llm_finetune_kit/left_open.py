@@ -44,6 +44,9 @@ LEFT_OPEN: dict[str, LeftOpen] = {
     "training.checkpoint_every": LeftOpen("as few blocks are computed again as memory asks for", 2),
     "training.threads": LeftOpen("the CPU cores that this process may use", 4),
     "training.compile": LeftOpen("only where a GPU would wait for a small model's launches, in long runs", True),
+    "training.liger": LeftOpen(
+        "on NVIDIA's GPUs from compute capability 8.0 on, where it is installed and blocks are not compiled", True
+    ),
     "training.tokens_per_pass": LeftOpen("what the device computes fastest, or as much as fits", 2048),
     "training.save_steps": LeftOpen("ten checkpoints in a run", 100),
     "training.eval_steps": LeftOpen("ten evaluations in a run", 100),

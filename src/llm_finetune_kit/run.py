@@ -36,6 +36,7 @@ from llm_finetune_kit.plan import compare
 from llm_finetune_kit.report.live import LiveReport
 from llm_finetune_kit.tracking import require_trackers, tracked
 
+LIGER = "set training.liger=false, or look whether it is there: pip install 'llm-finetune-kit[gpu]'"
 COMPILER = "install a C++ compiler and, for a GPU, triton; or set training.compile=false"
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -206,6 +207,8 @@ def _train_to_the_end(
         say(Warned("this model would mix packed examples, so each is computed alone, which is slower"))
     if objective.not_compiled:
         say(Warned(f"the blocks could not be compiled, so they run as they are: {objective.not_compiled}", COMPILER))
+    if objective.not_fused:
+        say(Warned(f"Liger's kernels are not used: {objective.not_fused}", LIGER))
     good = _newest_sound(folder, say)
     prompts = sample_prompts(material)
     if good is None:

@@ -188,12 +188,15 @@ def _draft(
     work = _mechanics(config, machine, model, work, longest * min(examples, data.examples), decide)
     decisions.habits(config, machine, data, steps, decide)
     work = _compiled(config, machine, model, work, data, steps, decide)
+    if training.liger is not None or machine.kind != "cpu":
+        compiled = work.compiled and work.quantization is None
+        decide("training.liger", training.liger, *decisions.fusing(model, machine, compiled))
     _answers(config, model, work, data, steps, decide)
     saves = -(-steps // int(decide.values["training.save_steps"]))
     moment, memory, needed = _memory(model, work, measured)
     disk = _disk(model, work, min(saves, max(2, training.save_total_limit)))
     time = _time(config, model, work, machine, data, steps, decide.values, measured)
-    warnings = contradictions.unused(config, model, work.quantization)
+    warnings = contradictions.unused(config, model, work.quantization, machine.kind)
     warnings += decisions.warnings(config, data, steps, warmup, examples)
     values = {"data.streaming": data.streamed, "output.run_name": config.output.run_name or decisions.run_name(config)}
     return Plan(
@@ -266,7 +269,8 @@ def _compiled(config: RunConfig, machine: Any, model: Any, work: Work, data: Dat
     def run(compiled: bool) -> float:
         return steps * speed.step_seconds(model, replace(work, compiled=compiled), rates, tokens, share * tokens, mean)
 
-    chosen = decide("training.compile", asked, *decisions.compiling(model, work.quantization, run(False), run(True)))
+    liger = bool(config.training.liger)
+    chosen = decide("training.compile", asked, *decisions.compiling(model, work.quantization, liger, run(False), run(True)))
     return replace(work, compiled=bool(chosen))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from llm_finetune_kit.errors import ConfigError, MachineError
 
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
+LIGER = ("cuda",)  # devices that Liger's kernels are for
 
 
 def refuse(config: Any, model: Any, data: Any) -> None:
@@ -65,7 +66,16 @@ def refuse_rank(config: Any, model: Any, r: int, targets: list[str]) -> None:
         raise ConfigError(60, problem, where="lora.r", fix=fix)
 
 
-def unused(config: Any, model: Any, quantization: str | None) -> list[str]:
+def without_liger(training: Any, quantization: str | None, device: str) -> str | None:
+    """Why `training.liger` changes nothing on a device (cpu, cuda or mps), or None where it does."""
+    if device not in LIGER:
+        return f"its kernels are for NVIDIA's GPUs, not for {device}"
+    if training.compile and quantization is None:
+        return "training.compile has torch write kernels for the same"
+    return None
+
+
+def unused(config: Any, model: Any, quantization: str | None, device: str) -> list[str]:
     """Settings that were given and that this run does not read, or not as far; `quantization` is the one decided for."""
     found = []
     training, asked = config.training, config.model.max_length
@@ -81,6 +91,8 @@ def unused(config: Any, model: Any, quantization: str | None) -> list[str]:
         found.append("model.double_quantization will not be used: no weights are kept in 4 bits")
     if training.compile and quantization is not None:
         found.append("training.compile will not be used: packed weights are unpacked by kernels that torch cannot compile")
+    if training.liger and (why := without_liger(training, quantization, device)):
+        found.append(f"training.liger will not be used: {why}")
     if training.checkpoint_every is not None and training.gradient_checkpointing is False:
         found.append("training.checkpoint_every will not be used: training.gradient_checkpointing is off")
     if asked is not None and asked > model.positions:

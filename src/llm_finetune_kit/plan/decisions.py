@@ -140,8 +140,10 @@ def best_tokens(machine: Any, model: Any) -> tuple[int, str]:
     return best, f"one activation of width {width:,} stays below {CPU_BLOCK // 10**6} MB, which a CPU reuses fastest"
 
 
-def compiling(model: Any, quantization: str | None, plain: float, compiled: float) -> tuple[bool, str]:
+def compiling(model: Any, quantization: str | None, liger: bool, plain: float, compiled: float) -> tuple[bool, str]:
     """Whether a GPU's blocks are compiled; `plain` and `compiled` are seconds of all steps by either way."""
+    if liger:
+        return False, "training.liger asks for kernels of its own"
     if quantization is not None:
         return False, "weights are unpacked by kernels that are not torch's"
     if model.parameters >= SMALL:
@@ -150,6 +152,21 @@ def compiling(model: Any, quantization: str | None, plain: float, compiled: floa
     if saved < PAYS * COMPILING:
         return False, f"about {saved:.0f} s would be saved, and compiling takes about {COMPILING:.0f}"
     return True, f"the GPU would wait for launches, about {saved:.0f} s of them; compiling takes about {COMPILING:.0f}"
+
+
+def fusing(model: Any, machine: Any, compiled: bool) -> tuple[bool, str]:
+    """Whether Liger's kernels compute norms and rotary positions on a GPU."""
+    if machine.kind != "cuda" or machine.rocm:
+        return False, "Liger's kernels are meant for NVIDIA's GPUs"
+    if not machine.bfloat16:
+        return False, "Triton, which compiles Liger's kernels, is for GPUs of compute capability 8.0 and above"
+    if compiled:
+        return False, "the compiler fuses the same"
+    if model.learned_positions:
+        return False, "its norms and positions are of kinds that Liger's kernels do not help with"
+    if not machine.liger:
+        return False, "liger-kernel is not installed; with it they take one kernel each: pip install 'llm-finetune-kit[gpu]'"
+    return True, "norms and rotary positions take one kernel each instead of several"
 
 
 def habits(config: Any, machine: Any, data: Any, steps: int, decide: Decisions) -> None:

@@ -13,7 +13,9 @@ from llm_finetune_kit.material import Material
 from llm_finetune_kit.models.adapters import add_lora
 from llm_finetune_kit.models.freezing import freeze
 from llm_finetune_kit.models.loading import DTYPES, load_base, train_all
+from llm_finetune_kit.plan.contradictions import without_liger
 from llm_finetune_kit.training.compiled import compile_blocks
+from llm_finetune_kit.training.fused import fuse
 from llm_finetune_kit.training.loop import Schedule
 from llm_finetune_kit.training.optimizer import learning_rates, make_optimizer
 from llm_finetune_kit.training.recompute import recompute_blocks
@@ -36,6 +38,8 @@ def assemble(material: Material, loaded: Any) -> tuple[Any, Any, Any]:
     objective = Objective(model, DTYPES[dtype])
     if training.compile and config.model.quantization is None:
         objective.not_compiled = compile_blocks(objective)
+    if training.liger and without_liger(training, config.model.quantization, plan.device) is None:
+        objective.not_fused = fuse(objective)
     if training.gradient_checkpointing:
         recompute_blocks(model, training.checkpoint_every or 1)
     kind = training.optimizer or "adamw"

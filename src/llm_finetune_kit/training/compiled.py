@@ -11,14 +11,12 @@ from typing import Any
 
 import torch
 
-from llm_finetune_kit.data.batches import Pass
 from llm_finetune_kit.models.freezing import blocks
-from llm_finetune_kit.training.checkpoint import random_state, restore_random_state
 from llm_finetune_kit.training.room import is_out_of_memory
 from llm_finetune_kit.training.step import Objective
+from llm_finetune_kit.training.trial import no_trace, small_pass
 
 BACKEND = "inductor"
-TRIED = (3, 2)  # tokens of the documents of the pass that it is tried with
 
 
 def compile_blocks(objective: Objective) -> str | None:
@@ -31,30 +29,19 @@ def compile_blocks(objective: Objective) -> str | None:
     found = list(blocks(model))
     for block in found:
         block.forward = partial(_in_training, block, block.forward, torch.compile(block.forward, dynamic=True, backend=BACKEND))
-    random, was_training = random_state(), model.training
     try:
-        model.train()
-        objective.summed(_small_pass()).backward()
+        with no_trace(model):
+            model.train()
+            objective.summed(small_pass()).backward()
     except Exception as error:  # dynamo, the compiler and its tools each raise their own
         if is_out_of_memory(error):
             raise
         for block in found:
             del block.__dict__["forward"]
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    finally:
-        model.train(was_training)
-        model.zero_grad(set_to_none=True)
-        restore_random_state(random)
     return None
 
 
 def _in_training(block: Any, plain: Any, compiled: Any, *args: Any, **kwargs: Any) -> Any:
     chosen = compiled if block.training and torch.is_grad_enabled() else plain
     return chosen(*args, **kwargs)
-
-
-def _small_pass() -> Pass:
-    count = sum(TRIED)
-    positions = torch.cat([torch.arange(length) for length in TRIED])
-    ids = torch.arange(count)
-    return Pass(ids[None], positions[None], torch.ones(1, count, dtype=torch.bool), ids, TRIED)

@@ -24,9 +24,9 @@ WORK = {
     "attention": r"scaled_dot_product|flash|efficient_attention|fmha|varlen",
     "optimizer and clipping": r"_fused_adam|_foreach|linalg_vector_norm|multi_tensor|adam",
     "softmax of the loss": r"log_softmax|HeadLoss|aten::(exp_|gather|scatter_add_)$",
-    "norms and activations": r"layer_norm|rms_norm|gelu|silu|swish|aten::(tanh|sigmoid|rsqrt|pow|mean|sub|div)|norm_kernel",
+    "norms and activations": r"layer_norm|rms_norm|gelu|silu|swi(sh|glu)|aten::(tanh|sigmoid|rsqrt|pow|mean|sub|div)|norm_kernel",
     "copies and number formats": r"aten::(copy_|_to_copy|cat|clone|fill_|zero_|index|embedding|select|slice)|Memcpy|Memset",
-    "additions and products": r"aten::(add|add_|mul|mul_|neg|sum|sqrt)$|elementwise|reduce_kernel",
+    "additions and products": r"aten::(add|add_|mul|mul_|neg|sum|sqrt)$|elementwise|reduce_kernel|triton_rope",
 }
 REST = "bookkeeping and Python"
 

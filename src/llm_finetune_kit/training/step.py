@@ -117,6 +117,7 @@ class Objective:
         self.plain_head = type(self.head) is torch.nn.Linear and self._head_is_plain(base)
         self.packs, self.shares = self._abilities(base)
         self.not_compiled: str | None = None  # why its blocks are not, where that was asked for
+        self.not_fused: str | None = None  # why Liger's kernels are not used, where that was decided
 
     @property
     def head(self) -> Any:
