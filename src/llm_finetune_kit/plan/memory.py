@@ -16,6 +16,8 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Float32 logits of one chunk (training/step.py): a CPU page-faults larger fresh blocks anew each time, and a GPU needs some
 # hundred rows at once, of the largest vocabularies too, lest it do nothing but read the head's weights.
 HEAD_WORKSPACE = {"cpu": 30_000_000, "cuda": 256_000_000, "mps": 256_000_000}
+# Bytes that may stand between while the slopes of an MLP are formed: on a CPU they stay in its cache.
+MLP_WORKSPACE = {"cpu": 4_000_000, "cuda": 256_000_000, "mps": 256_000_000}
 LIBRARIES = 660_000_000  # torch, transformers, peft and their kind in resident memory: measured, Linux, CPU build
 QUANTIZER = 60_000_000  # bitsandbytes on top of them
 PER_TOKEN_NAME = 700  # bytes per vocabulary entry of a loaded fast tokenizer: measured
