@@ -1,7 +1,8 @@
 """PEFT's LoRA layers with one fast product for base and adapter (`products`).
 
-They are subclassed, so adapters are saved and loaded as ever; what the fast path does not cover (dropout at work, several
-adapters, an adapter that is off or merged) is PEFT's. Where blocks are compiled, the compiler gets the formula and derives it itself.
+They are subclassed, so adapters are saved and loaded as ever; what the fast path does not cover (dropout at work,
+several adapters, an adapter that is off or merged) is PEFT's. Where blocks are compiled, the compiler gets the formula and
+derives it itself.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from peft.tuners.lora.variants import DoraLinearVariant
 from transformers.pytorch_utils import Conv1D
 
 from llm_finetune_kit.models.products import Part, frozen_weight, is_packed, plain_product, products
+
 
 def product_dtype(x: torch.Tensor) -> torch.dtype:
     """What products of `x` are computed in here."""
@@ -48,7 +50,8 @@ class Fused:
             return result if self.first_down is None or self.disable_adapters or self.merged else result - self._first(x)
         part = self._part()
         if self.active_adapters[0] in self.lora_variant:
-            return self._sized(x, part, dtype)
+            sized: torch.Tensor = self._sized(x, part, dtype)
+            return sized
         if torch.compiler.is_compiling() and not is_packed(part.base):
             return plain_product(x, part, dtype)
         return products(x, [part], dtype)[0]
@@ -90,6 +93,7 @@ class Fused:
     def _norms(self: Any, part: Part, dtype: torch.dtype) -> torch.Tensor:
         """The length of each output's column of W + s A B, in float32, without that sum ever being written."""
         base, _, down, up, scale = part
+        assert down is not None and up is not None
         weight = frozen_weight(base, dtype)
         if self._base_norms is None or self._base_norms.device != weight.device:
             self._base_norms = torch.linalg.vector_norm(weight, dim=0, dtype=torch.float32)

@@ -50,50 +50,55 @@ class Part(NamedTuple):
 
 
 class Readers(NamedTuple):
-    """Layers of one input, as their products take them: adapters in the dtype of products, all A in one matrix [R, in]."""
+    """Layers of one input, as their products take them: with adapters in the dtype of products, None where there is none."""
 
     bases: list[Any]
     scales: list[float]
-    downs: torch.Tensor | None
+    downs: list[torch.Tensor | None]
     ups: list[torch.Tensor | None]
 
     @property
-    def tensors(self) -> tuple[torch.Tensor | None, ...]:
+    def tensors(self) -> list[torch.Tensor | None]:
         """What autograd has to keep of them."""
-        return self.downs, *self.ups
+        return self.downs + self.ups
 
-    def with_tensors(self, downs: torch.Tensor | None, *ups: torch.Tensor | None) -> Readers:
+    def with_tensors(self, kept: list[torch.Tensor | None]) -> Readers:
         """The same, from what autograd kept."""
-        return self._replace(downs=downs, ups=list(ups))
+        return self._replace(downs=kept[: len(self.bases)], ups=kept[len(self.bases) :])
+
+    def joined(self) -> torch.Tensor | None:
+        """All A in one matrix [R, in], made anew each time: kept, it would be a copy of trained weights."""
+        return _joined([down for down in self.downs if down is not None], 0)
 
     def own(self, narrow: torch.Tensor | None) -> list[torch.Tensor | None]:
-        """Of columns [n, R] each layer's own, [n, r]; None for those without an adapter."""
-        widths = [0 if up is None else up.shape[1] for up in self.ups]
-        ends = accumulate(widths)
-        return [
-            None if narrow is None or not width else narrow[:, end - width : end]
-            for width, end in zip(widths, ends, strict=True)
-        ]
+        """Of columns [n, R] each layer's own, [n, r]."""
+        widths = [0 if down is None else len(down) for down in self.downs]
+        spans = zip(widths, accumulate(widths), strict=True)
+        return [None if narrow is None or not width else narrow[:, end - width : end] for width, end in spans]
 
 
 def readers(parts: Sequence[Part], dtype: torch.dtype) -> Readers:
     """The layers of one input with their adapters in `dtype`."""
-    downs = [part.down.to(dtype) for part in parts if part.down is not None]
-    joined = None if not downs else downs[0] if len(downs) == 1 else torch.cat(downs)
+    downs = [None if part.down is None else part.down.to(dtype) for part in parts]
     ups = [None if part.up is None else part.up.to(dtype) for part in parts]
-    return Readers([part.base for part in parts], [part.scale for part in parts], joined, ups)
+    return Readers([part.base for part in parts], [part.scale for part in parts], downs, ups)
+
+
+def _joined(tensors: list[torch.Tensor], axis: int) -> torch.Tensor | None:
+    return None if not tensors else tensors[0] if len(tensors) == 1 else torch.cat(tensors, axis)
 
 
 def outputs(
     rows: torch.Tensor, layers: Readers, biases: Sequence[torch.Tensor | None]
 ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
     """What each layer makes of rows [n, in], [n, out]; and what all their adapters read out of them, [n, R]."""
-    narrow = None if layers.downs is None else rows @ layers.downs.T
+    joined = layers.joined()
+    narrow = None if joined is None else rows @ joined.T
     found = []
     for base, bias, up, scale, own in zip(layers.bases, biases, layers.ups, layers.scales, layers.own(narrow), strict=True):
         weight = frozen_weight(base, rows.dtype)
         out = rows @ weight if bias is None else torch.addmm(bias.to(rows.dtype), rows, weight)
-        if up is not None:
+        if up is not None and own is not None:
             out.addmm_(own, up.T, alpha=scale)
         found.append(out)
     return found, narrow
@@ -102,13 +107,13 @@ def outputs(
 def narrow_slopes(slopes: Sequence[torch.Tensor], layers: Readers) -> torch.Tensor | None:
     """s dy B^T of all layers side by side, [n, R], from the slopes [n, out] of their outputs."""
     pairs = zip(slopes, layers.ups, layers.scales, strict=True)
-    found = [(slope @ up).mul_(scale) for slope, up, scale in pairs if up is not None]
-    return None if not found else found[0] if len(found) == 1 else torch.cat(found, 1)
+    return _joined([(slope @ up).mul_(scale) for slope, up, scale in pairs if up is not None], 1)
 
 
 def slope_of_rows(slopes: Sequence[torch.Tensor], narrow_slope: torch.Tensor | None, layers: Readers) -> torch.Tensor:
     """dx [n, in]: one tensor, to which each layer adds its part."""
-    total = None if narrow_slope is None or layers.downs is None else narrow_slope @ layers.downs
+    joined = layers.joined()
+    total = None if narrow_slope is None or joined is None else narrow_slope @ joined
     for slope, base in zip(slopes, layers.bases, strict=True):
         back = frozen_weight(base, slope.dtype).T
         total = slope @ back if total is None else total.addmm_(slope, back)
@@ -151,13 +156,13 @@ class LoraProducts(torch.autograd.Function):
         layers = readers(parts, dtype)
         found, narrow = outputs(rows, layers, tensors[::3])
         ctx.save_for_backward(rows, narrow, *layers.tensors)
-        ctx.layers, ctx.shape, ctx.dtype = layers.with_tensors(None), x.shape, x.dtype
+        ctx.layers, ctx.shape, ctx.dtype = layers.with_tensors([]), x.shape, x.dtype
         return tuple(out.view(*x.shape[:-1], -1) for out in found)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
         rows, narrow, *kept = ctx.saved_tensors
-        layers = ctx.layers.with_tensors(*kept)
+        layers = ctx.layers.with_tensors(kept)
         slopes = [grad.reshape(len(rows), -1).to(rows.dtype) for grad in grad_outputs]
         narrow_slope = narrow_slopes(slopes, layers)
         found = grads(rows, slopes, narrow, narrow_slope, layers, ctx.needs_input_grad[3:])
@@ -227,14 +232,14 @@ class MlpProduct(torch.autograd.Function):
         (gate, up), narrow = outputs(rows, first, tensors[0:6:3])
         (out,), last_narrow = outputs(gated(gate, up, activation), last, tensors[6:7])
         ctx.save_for_backward(None if narrow is None else rows, gate, up, narrow, last_narrow, *first.tensors, *last.tensors)
-        ctx.layers = first.with_tensors(None), last.with_tensors(None)
+        ctx.layers = first.with_tensors([]), last.with_tensors([])
         ctx.activation, ctx.shape, ctx.dtype = activation, x.shape, x.dtype
         return out.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
         rows, gate, up, narrow, last_narrow, *kept = ctx.saved_tensors
-        first, last = ctx.layers[0].with_tensors(*kept[:3]), ctx.layers[1].with_tensors(*kept[3:])
+        first, last = ctx.layers[0].with_tensors(kept[:4]), ctx.layers[1].with_tensors(kept[4:])
         needed = ctx.needs_input_grad[4:]
         slopes = [grad_outputs[0].reshape(len(gate), -1).to(gate.dtype)]
         narrow_slope = narrow_slopes(slopes, last)

@@ -25,9 +25,10 @@ def fuse_blocks(model: Any) -> None:
     known: dict[type, str | None] = {}
     for module in list(model.modules()):
         children = dict(module.named_children())
-        if _adapted([children.get(name) for name in READERS]):
+        readers = [children.get(name) for name in READERS]
+        if _linear(readers) and any(isinstance(layer, Fused) for layer in readers):
             Together(module).put_on()
-        elif children.keys() == {*MLP, ACTIVATION} and _adapted([children[name] for name in MLP]):
+        elif children.keys() == {*MLP, ACTIVATION} and _linear([children[name] for name in MLP]):
             if type(module) not in known:  # the blocks of a model are alike
                 known[type(module)] = _whole_activation(module)
             activation = known[type(module)]
@@ -35,25 +36,22 @@ def fuse_blocks(model: Any) -> None:
                 module.forward = partial(_whole_mlp, module, module.forward, activation)
 
 
-def _adapted(layers: Sequence[Any]) -> bool:
-    """Whether all are linear layers, and one of them has an adapter."""
-    return all(isinstance(layer, Fused | torch.nn.Linear | Conv1D) for layer in layers) and any(
-        isinstance(layer, Fused) for layer in layers
-    )
+def _linear(layers: Sequence[Any]) -> bool:
+    """Whether all are linear layers, adapted or not."""
+    return all(isinstance(layer, Fused | torch.nn.Linear | Conv1D) for layer in layers)
 
 
 def _parts(layers: Sequence[Any], dtype: torch.dtype) -> list[Part] | None:
     """What the layers' products are made of; None if one of them must be computed by itself."""
-    parts = []
-    for layer in layers:
-        if isinstance(layer, Fused):
-            part = layer.part(dtype)
-        else:
-            part = Part(layer, layer.bias) if is_frozen(layer, dtype) else None
-        if part is None:
-            return None
-        parts.append(part)
-    return parts
+    found = [_part(layer, dtype) for layer in layers]
+    parts = [part for part in found if part is not None]
+    return parts if len(parts) == len(found) else None
+
+
+def _part(layer: Any, dtype: torch.dtype) -> Part | None:
+    if isinstance(layer, Fused):
+        return layer.part(dtype)
+    return Part(layer, layer.bias) if is_frozen(layer, dtype) else None
 
 
 def _learning() -> bool:

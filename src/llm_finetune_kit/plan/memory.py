@@ -54,6 +54,7 @@ class Work:
     shapes: int = 1  # different counts of tokens that passes of the run may have
     data_tokens: int = 0  # of the whole data set, held in memory
     variant: str = "lora"
+    dropout: bool = False  # of adapters, whose layers are then computed one by one
     compiled: bool = False  # blocks, which launch fewer kernels
 
     @property
@@ -180,7 +181,7 @@ def activations(model: Any, work: Work) -> Parts:
     stream = work.tokens * model.hidden * (4 if work.full else work.size)
     inside = block - attention
     # a block that is computed again has the gradients of its gated product beside its activations
-    slopes = SLOPES * work.tokens * model.intermediate * work.size if again and model.gated else 0
+    slopes = _slopes(model, work, SLOPES) if again and model.gated else 0
     return {
         "activations": whole * inside + again * stream + 2 * stream + _transient(model, work) + (inside if again else 0) + slopes,
         "attention": whole * attention + (attention if again else 0),
@@ -192,18 +193,31 @@ def block_bytes(model: Any, work: Work) -> int:
     return work.tokens * _per_token(model, work) + attention_bytes(model, work)
 
 
+def _whole_mlp(model: Any, work: Work) -> bool:
+    """Whether a block's MLP is one function, which forms its gated product again (models/together.py)."""
+    one_by_one = work.full or work.compiled or work.dropout or work.variant == "dora"
+    return not one_by_one and any(name == "gate_proj" for name, _, _ in model.block_shapes)
+
+
+def _slopes(model: Any, work: Work, widths: int) -> int:
+    """What an MLP's backward pass needs: `widths` of it, or one and room for some rows where it is one function."""
+    width = work.tokens * model.intermediate * work.size
+    return int(width + min(MLP_WORKSPACE[work.device], 2 * width) if _whole_mlp(model, work) else widths * width)
+
+
 def _per_token(model: Any, work: Work) -> int:
     """Bytes of one block per token, attention's core left out."""
     size, hidden, inner = work.size, model.hidden, model.intermediate
     query, key = model.heads * model.head_dim, model.kv_heads * model.head_dim
-    shared = 2 * hidden + query + inner
+    whole = _whole_mlp(model, work)
+    shared = 2 * hidden + query + (0 if whole else inner)
     own = sum(width for _, width, _ in model.block_shapes)
     inputs = size * (own if work.cast else shared)  # where weights are cast, every layer casts its input for itself
     twice = 2 if work.full else 1  # a trained scale needs the normalised input too
     norms = 4 * hidden * model.norms * twice if model.gated else (4 if work.full else size) * hidden * model.norms
     if model.query_key_norm:
         norms += 4 * (query + key) * twice
-    middle = size * inner * (3 if model.gated else 1)
+    middle = size * inner * (2 if whole else 3 if model.gated else 1)
     noise = 2 * size * hidden if drops(model) else 0
     wrapped = sum(name in work.targets for name, _, _ in model.block_shapes)
     factor = 2 if work.variant == "dora" else 1
@@ -239,5 +253,4 @@ def _transient(model: Any, work: Work) -> int:
     query = int(model.heads * model.head_dim)
     size = 4 if work.device == "cpu" else work.size
     pairs = 8 * model.heads * work.longest**2 if drops(model) and work.device == "cpu" else 0
-    inside = 4 * work.size * model.intermediate * work.tokens
-    return int(max(inside, 6 * size * query * work.tokens + pairs) + 8 * model.hidden * work.tokens)
+    return int(max(_slopes(model, work, 4), 6 * size * query * work.tokens + pairs) + 8 * model.hidden * work.tokens)
