@@ -89,17 +89,22 @@ def _joined(tensors: list[torch.Tensor], axis: int) -> torch.Tensor | None:
 
 
 def outputs(
-    rows: torch.Tensor, layers: Readers, biases: Sequence[torch.Tensor | None]
+    rows: torch.Tensor, layers: Readers, biases: Sequence[torch.Tensor | None], shape: Sequence[int]
 ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-    """What each layer makes of rows [n, in], [n, out]; and what all their adapters read out of them, [n, R]."""
+    """What each layer makes of rows [n, in], [*shape, out]; and what all their adapters read out of them, [n, R]."""
     joined = layers.joined()
     narrow = None if joined is None else rows @ joined.T
     found = []
     for base, bias, up, scale, own in zip(layers.bases, biases, layers.ups, layers.scales, layers.own(narrow), strict=True):
         weight = frozen_weight(base, rows.dtype)
-        out = rows @ weight if bias is None else torch.addmm(bias.to(rows.dtype), rows, weight)
+        out = rows.new_empty(*shape, weight.shape[1])  # no view, so that models may change it in place
+        flat = out.view(len(rows), -1)
+        if bias is None:
+            torch.mm(rows, weight, out=flat)
+        else:
+            torch.addmm(bias.to(rows.dtype), rows, weight, out=flat)
         if up is not None and own is not None:
-            out.addmm_(own, up.T, alpha=scale)
+            flat.addmm_(own, up.T, alpha=scale)
         found.append(out)
     return found, narrow
 
@@ -154,10 +159,10 @@ class LoraProducts(torch.autograd.Function):
     ) -> tuple[torch.Tensor, ...]:
         rows = x.reshape(-1, x.shape[-1]).to(dtype)
         layers = readers(parts, dtype)
-        found, narrow = outputs(rows, layers, tensors[::3])
+        found, narrow = outputs(rows, layers, tensors[::3], x.shape[:-1])
         ctx.save_for_backward(rows, narrow, *layers.tensors)
         ctx.layers, ctx.shape, ctx.dtype = layers.with_tensors([]), x.shape, x.dtype
-        return tuple(out.view(*x.shape[:-1], -1) for out in found)
+        return tuple(found)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
@@ -229,12 +234,12 @@ class MlpProduct(torch.autograd.Function):
     ) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1]).to(dtype)
         first, last = readers(parts[:2], dtype), readers(parts[2:], dtype)
-        (gate, up), narrow = outputs(rows, first, tensors[0:6:3])
-        (out,), last_narrow = outputs(gated(gate, up, activation), last, tensors[6:7])
+        (gate, up), narrow = outputs(rows, first, tensors[0:6:3], rows.shape[:1])
+        (out,), last_narrow = outputs(gated(gate, up, activation), last, tensors[6:7], x.shape[:-1])
         ctx.save_for_backward(None if narrow is None else rows, gate, up, narrow, last_narrow, *first.tensors, *last.tensors)
         ctx.layers = first.with_tensors([]), last.with_tensors([])
         ctx.activation, ctx.shape, ctx.dtype = activation, x.shape, x.dtype
-        return out.view(x.shape)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
