@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers.pytorch_utils import Conv1D
 
 from llm_finetune_kit.models.lora import Fused, is_frozen, product_dtype
 from llm_finetune_kit.models.products import ACTIVATIONS, Part, mlp_product, products
@@ -38,7 +37,7 @@ def fuse_blocks(model: Any) -> None:
 
 def _linear(layers: Sequence[Any]) -> bool:
     """Whether all are linear layers, adapted or not."""
-    return all(isinstance(layer, Fused | torch.nn.Linear | Conv1D) for layer in layers)
+    return all(isinstance(layer, Fused | torch.nn.Linear) for layer in layers)
 
 
 def _parts(layers: Sequence[Any], dtype: torch.dtype) -> list[Part] | None:

@@ -25,7 +25,9 @@ KERNELS = 48  # that oneDNN keeps, see hardware.share_the_machine
 KERNEL = 330_000  # bytes of one: measured, demo model, capacities of 50 to 1,024
 KERNELS_OF_A_SHAPE = 24  # that a pass of a new count of tokens needs: counted, SmolLM2-135M with LoRA
 CONTEXT = 600_000_000  # CUDA's context and kernels; not measured here
-SLOPES = 6  # widths of the MLP that stand at once in the backward pass of one block; set on Qwen2.5-0.5B, 2,048 tokens
+# Widths of the MLP that stand at once in the backward pass of one block, with gaps; set on Qwen2.5-0.5B, 2,048 tokens. Half as
+# many where the MLP is one function: 1 and some rows are in use then, instead of 3.
+SLOPES = 6
 GAPS = {"cpu": 0.27, "cuda": 0.05, "mps": 0.05}  # of activations: what the allocator holds between them; measured on CPUs only
 MAPPED = 1 << 25  # bytes from which the C library maps a block by itself, which leaves few gaps
 MAPPED_GAPS = 0.06
@@ -181,7 +183,8 @@ def activations(model: Any, work: Work) -> Parts:
     stream = work.tokens * model.hidden * (4 if work.full else work.size)
     inside = block - attention
     # a block that is computed again has the gradients of its gated product beside its activations
-    slopes = _slopes(model, work, SLOPES) if again and model.gated else 0
+    widths = SLOPES // 2 if _whole_mlp(model, work) else SLOPES
+    slopes = widths * work.tokens * model.intermediate * work.size if again and model.gated else 0
     return {
         "activations": whole * inside + again * stream + 2 * stream + _transient(model, work) + (inside if again else 0) + slopes,
         "attention": whole * attention + (attention if again else 0),
@@ -197,12 +200,6 @@ def _whole_mlp(model: Any, work: Work) -> bool:
     """Whether a block's MLP is one function, which forms its gated product again (models/together.py)."""
     one_by_one = work.full or work.compiled or work.dropout or work.variant == "dora"
     return not one_by_one and any(name == "gate_proj" for name, _, _ in model.block_shapes)
-
-
-def _slopes(model: Any, work: Work, widths: int) -> int:
-    """What an MLP's backward pass needs: `widths` of it, or one and room for some rows where it is one function."""
-    width = work.tokens * model.intermediate * work.size
-    return int(width + min(MLP_WORKSPACE[work.device], 2 * width) if _whole_mlp(model, work) else widths * width)
 
 
 def _per_token(model: Any, work: Work) -> int:
@@ -253,4 +250,6 @@ def _transient(model: Any, work: Work) -> int:
     query = int(model.heads * model.head_dim)
     size = 4 if work.device == "cpu" else work.size
     pairs = 8 * model.heads * work.longest**2 if drops(model) and work.device == "cpu" else 0
-    return int(max(_slopes(model, work, 4), 6 * size * query * work.tokens + pairs) + 8 * model.hidden * work.tokens)
+    width = work.tokens * model.intermediate * work.size
+    inside = width + min(MLP_WORKSPACE[work.device], 2 * width) if _whole_mlp(model, work) else 4 * width
+    return int(max(inside, 6 * size * query * work.tokens + pairs) + 8 * model.hidden * work.tokens)
