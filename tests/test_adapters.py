@@ -19,7 +19,7 @@ from llm_finetune_kit.models.attention import NAME
 from llm_finetune_kit.models.freezing import freeze
 from llm_finetune_kit.models.loading import load_base, train_all
 from llm_finetune_kit.models.locate import Located
-from llm_finetune_kit.models.lora import LoraProduct
+from llm_finetune_kit.models.products import LoraProducts
 from llm_finetune_kit.training.step import Objective, mean_loss
 from test_step import SMALL, TARGETS, WAYS, apart, gradient, in_passes, plain_loss, rows, tied_model, tiny
 
@@ -154,9 +154,9 @@ def test_pissa_starts_at_the_largest_directions() -> None:
 @pytest.mark.parametrize("kind", ["lora", "rslora", "dora", "pissa"])
 def test_a_kind_that_can_be_fused_is(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     used = []
-    product = LoraProduct.apply
-    monkeypatch.setattr(LoraProduct, "apply", lambda *parts: (used.append(1), product(*parts))[1])
-    logits(adapted(base_of("llama"), kind))
+    product, model = LoraProducts.apply, adapted(base_of("llama"), kind)
+    monkeypatch.setattr(LoraProducts, "apply", lambda *parts: (used.append(1), product(*parts))[1])
+    logits(model)
     assert len(used) == 2 * 7
 
 

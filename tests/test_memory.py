@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from llm_finetune_kit.models import together
 from llm_finetune_kit.models.adapters import add_lora
 from llm_finetune_kit.models.attention import NAME, register
 from llm_finetune_kit.models.facts import facts_of_model
@@ -78,6 +79,18 @@ def test_a_block_keeps_what_the_formula_says(kind: str, method: str, dtype: str)
     if dtype == "bfloat16":  # of weights in the dtype of products: they belong to another part
         copies = 2 * (model.linear_parameters if work.full else model.lora_parameters(R, model.linear_names)) // model.layers
     assert block_bytes(model, work) == pytest.approx(found - copies, rel=0.04)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_an_mlp_computed_layer_by_layer_keeps_its_products(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where adapters drop or blocks are compiled; what dropout keeps besides is not counted."""
+    monkeypatch.setattr(together, "_learning", lambda: False)
+    found = kept_bytes(kind, "lora", torch.float32, 3) - kept_bytes(kind, "lora", torch.float32, 2)
+    model = facts_of_model(built(kind, 3), kind)
+    work = Work("lora", "float32", TOKENS, TOKENS, r=R, targets=tuple(model.linear_names))
+    assert block_bytes(model, work) < 0.85 * found
+    for one_by_one in (replace(work, dropout=True), replace(work, compiled=True)):
+        assert block_bytes(model, one_by_one) == pytest.approx(found, rel=0.04)
 
 
 def llama() -> Any:

@@ -54,6 +54,7 @@ def add_lora(
     from transformers.pytorch_utils import Conv1D
 
     from llm_finetune_kit.models.lora import Fused, fast_layers
+    from llm_finetune_kit.models.together import fuse_blocks
 
     layers = fast_layers()
     torch.manual_seed(seed)
@@ -86,7 +87,9 @@ def add_lora(
         for module in adapted.modules():
             if isinstance(module, Fused):
                 module.start_at_the_main_part("default")
-    return _finished(adapted, biases)
+    finished = _finished(adapted, biases)
+    fuse_blocks(finished)
+    return finished
 
 
 @contextmanager

@@ -1,12 +1,8 @@
-"""LoRA layers that compute base and adapter in one go, with a backward written from the mathematics.
+"""PEFT's LoRA layers with one fast product for base and adapter (`products`).
 
-    y  = x W + b + s (x A) B          (A [in, r], B [r, out]: transposes of PEFT's lora_A and lora_B)
-    dB = s (x A)^T dy,  dA = s x^T (dy B^T),  dx = dy W^T + s (dy B^T) A^T,  db = sum of dy
-
-The adapter's product is added in place, so nothing as wide as y is written but y itself. A W in 4 or 8 bits is
-unpacked once forward and once backward, into memory that all layers share. PEFT's own layers are subclassed, so adapters are
-saved and loaded as ever; what the fast path does not cover (dropout at work, several adapters, an adapter that is off or merged)
-is PEFT's. Where blocks are compiled, the compiler gets the formula and derives it itself.
+They are subclassed, so adapters are saved and loaded as ever; what the fast path does not cover (dropout at work,
+several adapters, an adapter that is off or merged) is PEFT's. Where blocks are compiled, the compiler gets the formula and
+derives it itself.
 """
 
 from __future__ import annotations
@@ -19,69 +15,18 @@ from peft.tuners import lora
 from peft.tuners.lora.variants import DoraLinearVariant
 from transformers.pytorch_utils import Conv1D
 
-
-def frozen_weight(base: Any, dtype: torch.dtype) -> torch.Tensor:
-    """The weight of a frozen layer as [in, out] in `dtype`; a packed one is unpacked and stands until the next one is."""
-    if _packed(base):
-        from llm_finetune_kit.models.quantized_layers import passing_weight
-
-        unpacked: torch.Tensor = passing_weight(base, dtype)
-        return unpacked.T
-    matrix: torch.Tensor = base.weight.to(dtype)
-    return matrix if type(base) is Conv1D else matrix.T
+from llm_finetune_kit.models.products import Part, frozen_weight, is_packed, plain_product, products
 
 
-def _packed(base: Any) -> bool:
-    return not base.weight.is_floating_point()
+def product_dtype(x: torch.Tensor) -> torch.dtype:
+    """What products of `x` are computed in here."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-class LoraProduct(torch.autograd.Function):
-    """x [..., in] -> [..., out] in `dtype`; `base` is frozen but for its bias; `down` is [r, in], `up` [out, r], in float32."""
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        x: torch.Tensor,
-        base: Any,
-        bias: torch.Tensor | None,
-        down: torch.Tensor,
-        up: torch.Tensor,
-        scale: float,
-        dtype: torch.dtype,
-    ) -> torch.Tensor:
-        rows = x.reshape(-1, x.shape[-1]).to(dtype)
-        down, up = down.to(dtype), up.to(dtype)
-        narrow = rows @ down.T
-        weight = frozen_weight(base, dtype)
-        out = rows @ weight if bias is None else torch.addmm(bias.to(dtype), rows, weight)
-        out.addmm_(narrow, up.T, alpha=scale)
-        ctx.save_for_backward(rows, down, up, narrow)
-        ctx.base, ctx.scale, ctx.shape, ctx.dtype = base, scale, x.shape, x.dtype
-        return out.view(*x.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> Any:
-        rows, down, up, narrow = ctx.saved_tensors
-        slope = grad_outputs[0].reshape(-1, len(up)).to(rows.dtype)
-        narrow_slope = (slope @ up).mul_(ctx.scale)
-        grad_up = (narrow.T @ slope).T.float().mul_(ctx.scale)  # this way only the narrow side is read against its grain
-        grad_down = (narrow_slope.T @ rows).float()
-        grad_x = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            weight = frozen_weight(ctx.base, rows.dtype)
-            grad_x = torch.addmm(narrow_slope @ down, slope, weight.T).view(ctx.shape).to(ctx.dtype)
-        if ctx.needs_input_grad[2]:
-            grad_bias = slope.sum(0, dtype=torch.float32)
-        return grad_x, None, grad_bias, grad_down, grad_up, None, None
-
-
-def plain_product(
-    x: torch.Tensor, base: Any, down: torch.Tensor, up: torch.Tensor, scale: float, dtype: torch.dtype
-) -> torch.Tensor:
-    """What LoraProduct computes, in operations that a compiler can fuse and derive; for weights that are not packed."""
-    x, weight = x.to(dtype), frozen_weight(base, dtype)
-    out = x @ weight if base.bias is None else x @ weight + base.bias.to(dtype)
-    return out + scale * (x @ down.to(dtype).T @ up.to(dtype).T)
+def is_frozen(base: Any, dtype: torch.dtype) -> bool:
+    """Whether the base's weight stays as it is, and stands in `dtype` or packed."""
+    return (base.weight.dtype is dtype or is_packed(base)) and not base.weight.requires_grad
 
 
 class Fused:
@@ -99,40 +44,56 @@ class Fused:
         self._base_norms: torch.Tensor | None = None
 
     def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        dtype = product_dtype(x)
         if args or kwargs or not self._can_be_fused(dtype):
             result: torch.Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]
             return result if self.first_down is None or self.disable_adapters or self.merged else result - self._first(x)
+        part = self._part()
+        if self.active_adapters[0] in self.lora_variant:
+            sized: torch.Tensor = self._sized(x, part, dtype)
+            return sized
+        if torch.compiler.is_compiling() and not is_packed(part.base):
+            return plain_product(x, part, dtype)
+        return products(x, [part], dtype)[0]
+
+    def part(self: Any, dtype: torch.dtype) -> Part | None:
+        """What its product is made of, for one of several layers; None where it must be computed by itself."""
+        if not self._can_be_fused(dtype) or self.active_adapters[0] in self.lora_variant:
+            return None
+        whole: Part = self._part()
+        return whole
+
+    def _part(self: Any) -> Part:
         base, name = self.get_base_layer(), self.active_adapters[0]
-        down, up, scale = self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
-        if name in self.lora_variant:
-            product = LoraProduct.apply(x, base, None, down, up, scale, dtype)
-            factor = self.lora_magnitude_vector[name].weight / self._norms(base, down, up, scale, dtype)
-            sized: torch.Tensor = product * factor.to(dtype)
-            return sized if base.bias is None else sized + base.bias.to(dtype)
+        down, up = self.lora_A[name].weight, self.lora_B[name].weight
         if self.first_down is not None:
             down, up = torch.cat([down, self.first_down]), torch.cat([up, -self.first_up], dim=1)
-        if torch.compiler.is_compiling() and not _packed(base):
-            return plain_product(x, base, down, up, scale, dtype)
-        fused: torch.Tensor = LoraProduct.apply(x, base, base.bias, down, up, scale, dtype)
-        return fused
+        return Part(base, base.bias, down, up, self.scaling[name])
 
     def _can_be_fused(self: Any, dtype: torch.dtype) -> bool:
         names = self.active_adapters
         if self.disable_adapters or self.merged or len(names) != 1 or names[0] not in self.lora_A:
             return False
-        base, name = self.get_base_layer(), names[0]
+        name = names[0]
         return (
-            (base.weight.dtype is dtype or _packed(base))
-            and not base.weight.requires_grad
+            is_frozen(self.get_base_layer(), dtype)
             and isinstance(self.lora_variant.get(name), DoraLinearVariant | None)
             and not self.lora_bias[name]
             and not (self.training and getattr(self.lora_dropout[name], "p", 0))
         )
 
+    def _sized(self: Any, x: torch.Tensor, part: Part, dtype: torch.dtype) -> torch.Tensor:
+        """DoRA (Liu et al. 2024): each output at its own trained length."""
+        product = products(x, [part._replace(bias=None)], dtype)[0]
+        factor = self.lora_magnitude_vector[self.active_adapters[0]].weight / self._norms(part, dtype)
+        sized: torch.Tensor = product * factor.to(dtype)
+        return sized if part.bias is None else sized + part.bias.to(dtype)
+
     @torch.no_grad()
-    def _norms(self: Any, base: Any, down: torch.Tensor, up: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
+    def _norms(self: Any, part: Part, dtype: torch.dtype) -> torch.Tensor:
         """The length of each output's column of W + s A B, in float32, without that sum ever being written."""
+        base, _, down, up, scale = part
+        assert down is not None and up is not None
         weight = frozen_weight(base, dtype)
         if self._base_norms is None or self._base_norms.device != weight.device:
             self._base_norms = torch.linalg.vector_norm(weight, dim=0, dtype=torch.float32)

@@ -183,6 +183,7 @@ def _draft(
         frozen_layers=training.freeze_layers,
         data_tokens=0 if data.streamed else data.tokens,
         variant=config.lora.variant,
+        dropout=config.lora.dropout > 0,
         shapes=steps if data.tokens < data.examples * data.longest else 1,
     )
     work = _mechanics(config, machine, model, work, longest * min(examples, data.examples), decide)

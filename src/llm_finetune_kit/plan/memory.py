@@ -17,6 +17,8 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # GPU needs some hundred rows at once, of the largest vocabularies too, lest it do nothing but read the head's weights.
 HEAD_WORKSPACE = {"cpu": 30_000_000, "cuda": 256_000_000, "mps": 256_000_000}
 HEAD_SLICE = {"cpu": 2_000_000, "cuda": 256_000_000, "mps": 256_000_000}  # those in float32 at once: a CPU's stay in its cache
+# Bytes that may stand between while the slopes of an MLP are formed: on a CPU they stay in its cache.
+MLP_WORKSPACE = {"cpu": 4_000_000, "cuda": 256_000_000, "mps": 256_000_000}
 LIBRARIES = 660_000_000  # torch, transformers, peft and their kind in resident memory: measured, Linux, CPU build
 QUANTIZER = 60_000_000  # bitsandbytes on top of them
 PER_TOKEN_NAME = 700  # bytes per vocabulary entry of a loaded fast tokenizer: measured
@@ -24,7 +26,9 @@ KERNELS = 48  # that oneDNN keeps, see hardware.share_the_machine
 KERNEL = 330_000  # bytes of one: measured, demo model, capacities of 50 to 1,024
 KERNELS_OF_A_SHAPE = 24  # that a pass of a new count of tokens needs: counted, SmolLM2-135M with LoRA
 CONTEXT = 600_000_000  # CUDA's context and kernels; not measured here
-SLOPES = 6  # widths of the MLP that stand at once in the backward pass of one block; set on Qwen2.5-0.5B, 2,048 tokens
+# Widths of the MLP that stand at once in the backward pass of one block, with gaps; set on Qwen2.5-0.5B, 2,048 tokens. Half as
+# many where the MLP is one function: 1 and some rows are in use then, instead of 3.
+SLOPES = 6
 GAPS = {"cpu": 0.27, "cuda": 0.05, "mps": 0.05}  # of activations: what the allocator holds between them; measured on CPUs only
 MAPPED = 1 << 25  # bytes from which the C library maps a block by itself, which leaves few gaps
 MAPPED_GAPS = 0.06
@@ -53,6 +57,7 @@ class Work:
     shapes: int = 1  # different counts of tokens that passes of the run may have
     data_tokens: int = 0  # of the whole data set, held in memory
     variant: str = "lora"
+    dropout: bool = False  # of adapters, whose layers are then computed one by one
     compiled: bool = False  # blocks, which launch fewer kernels
 
     @property
@@ -179,7 +184,8 @@ def activations(model: Any, work: Work) -> Parts:
     stream = work.tokens * model.hidden * (4 if work.full else work.size)
     inside = block - attention
     # a block that is computed again has the gradients of its gated product beside its activations
-    slopes = SLOPES * work.tokens * model.intermediate * work.size if again and model.gated else 0
+    widths = SLOPES // 2 if _whole_mlp(model, work) else SLOPES
+    slopes = widths * work.tokens * model.intermediate * work.size if again and model.gated else 0
     return {
         "activations": whole * inside + again * stream + 2 * stream + _transient(model, work) + (inside if again else 0) + slopes,
         "attention": whole * attention + (attention if again else 0),
@@ -191,18 +197,25 @@ def block_bytes(model: Any, work: Work) -> int:
     return work.tokens * _per_token(model, work) + attention_bytes(model, work)
 
 
+def _whole_mlp(model: Any, work: Work) -> bool:
+    """Whether a block's MLP is one function, which forms its gated product again (models/together.py)."""
+    one_by_one = work.full or work.compiled or work.dropout or work.variant == "dora"
+    return not one_by_one and any(name == "gate_proj" for name, _, _ in model.block_shapes)
+
+
 def _per_token(model: Any, work: Work) -> int:
     """Bytes of one block per token, attention's core left out."""
     size, hidden, inner = work.size, model.hidden, model.intermediate
     query, key = model.heads * model.head_dim, model.kv_heads * model.head_dim
-    shared = 2 * hidden + query + inner
+    whole = _whole_mlp(model, work)
+    shared = 2 * hidden + query + (0 if whole else inner)
     own = sum(width for _, width, _ in model.block_shapes)
     inputs = size * (own if work.cast else shared)  # where weights are cast, every layer casts its input for itself
     twice = 2 if work.full else 1  # a trained scale needs the normalised input too
     norms = 4 * hidden * model.norms * twice if model.gated else (4 if work.full else size) * hidden * model.norms
     if model.query_key_norm:
         norms += 4 * (query + key) * twice
-    middle = size * inner * (3 if model.gated else 1)
+    middle = size * inner * (2 if whole else 3 if model.gated else 1)
     noise = 2 * size * hidden if drops(model) else 0
     wrapped = sum(name in work.targets for name, _, _ in model.block_shapes)
     factor = 2 if work.variant == "dora" else 1
@@ -238,5 +251,6 @@ def _transient(model: Any, work: Work) -> int:
     query = int(model.heads * model.head_dim)
     size = 4 if work.device == "cpu" else work.size
     pairs = 8 * model.heads * work.longest**2 if drops(model) and work.device == "cpu" else 0
-    inside = 4 * work.size * model.intermediate * work.tokens
+    width = work.tokens * model.intermediate * work.size
+    inside = width + min(MLP_WORKSPACE[work.device], 2 * width) if _whole_mlp(model, work) else 4 * width
     return int(max(inside, 6 * size * query * work.tokens + pairs) + 8 * model.hidden * work.tokens)
