@@ -18,6 +18,7 @@ from llm_finetune_kit.events import Event, Planned, Stepped, Warned
 from llm_finetune_kit.models import liger
 from llm_finetune_kit.models.facts import facts_of_model
 from llm_finetune_kit.models.liger import Kernels, NormKind, forget_kernels, half_turn, norm_kind, turns_halves, use_kernels
+from llm_finetune_kit.models.products import GATINGS, Gating
 from llm_finetune_kit.plan import contradictions
 from llm_finetune_kit.run import run
 from llm_finetune_kit.training.fused import fuse
@@ -56,7 +57,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         return call
 
-    made = Kernels(watched("norm", plain_norm), watched("turn", plain_turn))
+    silu = Gating(watched("gate", GATINGS["silu"].product), watched("slopes", GATINGS["silu"].slopes))
+    made = Kernels(watched("norm", plain_norm), watched("turn", plain_turn), silu)
     monkeypatch.setattr(liger, "load_kernels", lambda: made)
     return calls
 
@@ -182,9 +184,11 @@ def test_an_adapter_over_16_bits_learns_the_same(family: str, counted: Counter[s
     passes = make_passes(rows(), range(8), 90)
     loss, grad = in_passes(objective, passes)
     assert fuse(objective) is None
+    counted.clear()
     again, slope = in_passes(objective, passes)
     assert again == pytest.approx(loss, rel=5e-3)
     assert apart(slope, grad) < 0.03
+    assert (counted["gate"], counted["slopes"]) == ((0, 0) if family == "gemma2" else (2 * len(passes),) * 2)  # GELU, or SiLU
 
 
 def test_queries_in_16_bits_and_norms_in_32_keep_the_format_that_the_model_gives_them(counted: Counter[str]) -> None:

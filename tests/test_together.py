@@ -133,7 +133,7 @@ def test_an_mlp_in_float64(activation: str, biased: bool, workspace: int, monkey
     trained = [x, *(tensor for part in parts for tensor in part[1:4] if tensor is not None)]
     middle = products.ACTIVATIONS[activation][0](plain(x, parts[0])) * plain(x, parts[1])
     expected = plain(middle, parts[2])
-    found = mlp_product(x, parts, activation, torch.float64)
+    found = mlp_product(x, parts, products.GATINGS[activation], torch.float64)
     assert torch.allclose(found, expected, rtol=1e-12)
     found.backward(slope, inputs=trained)
     reference = torch.autograd.grad(expected, trained, slope)

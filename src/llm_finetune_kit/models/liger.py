@@ -16,6 +16,9 @@ from typing import Any
 import torch
 from torch.func import functional_call
 
+from llm_finetune_kit.models.products import GATINGS, Gating
+from llm_finetune_kit.models.together import whole_mlp
+
 ROTATION = "apply_rotary_pos_emb"  # transformers' name for it in its models' files
 PROBED = 16  # rows of random values that a norm is known by
 
@@ -30,10 +33,14 @@ class NormKind:
 
 @dataclass(frozen=True)
 class Kernels:
-    """Operations with gradients: norm(x, weight, eps, kind) gives what x is like; turn(q, k, cos, sin) gives both turned."""
+    """Operations with gradients: norm(x, weight, eps, kind) gives what x is like; turn(q, k, cos, sin) gives both turned.
+
+    `gating` is that of SiLU; without it MLPs stay as they are.
+    """
 
     norm: Callable[[torch.Tensor, torch.Tensor, float, NormKind], torch.Tensor]
     turn: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    gating: Gating | None = None
 
 
 def load_kernels() -> Kernels:
@@ -48,7 +55,7 @@ def load_kernels() -> Kernels:
         made: torch.Tensor = LigerRMSNormFunction.apply(x, weight, eps, kind.offset, kind.casting, False)
         return made
 
-    return Kernels(norm, LigerRopeFunction.apply)
+    return Kernels(norm, LigerRopeFunction.apply, Gating(gated, gated_slopes))
 
 
 def gated(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -68,10 +75,10 @@ def gated_slopes(slope: torch.Tensor, gate: torch.Tensor, up: torch.Tensor) -> t
 
 
 def use_kernels(model: Any, kernels: Kernels) -> list[tuple[Any, Any]]:
-    """Have a model's RMSNorms and rotary positions computed by `kernels`; the modules, each with what was put on it before."""
+    """Have a model's norms, rotary positions and fused MLPs use `kernels`; the modules, each with what was put on it before."""
     replaced = []
     for module in model.modules():
-        forward = _norm_forward(module, kernels) or _attention_forward(module, kernels)
+        forward = _norm_forward(module, kernels) or _attention_forward(module, kernels) or _mlp_forward(module, kernels)
         if forward is not None:
             replaced.append((module, vars(module).get("forward")))
             module.forward = forward
@@ -164,3 +171,12 @@ def half_turn(part: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
     """(a, b) becomes (a cos - b sin, b cos + a sin), a and b being the halves of each head; part [1, heads, T, d]."""
     a, b = part.chunk(2, dim=-1)
     return part * cos[:, None] + torch.cat([-b, a], dim=-1) * sin[:, None]
+
+
+def _mlp_forward(module: Any, kernels: Kernels) -> Callable[..., torch.Tensor] | None:
+    """That of an MLP which is computed as one function, where its activation is SiLU."""
+    now = module.forward
+    if kernels.gating is None or not (isinstance(now, partial) and now.func is whole_mlp and now.args[2] is GATINGS["silu"]):
+        return None
+    mlp, plain, _ = now.args
+    return partial(whole_mlp, mlp, plain, kernels.gating)

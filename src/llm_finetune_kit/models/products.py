@@ -222,6 +222,16 @@ def gated_slopes(
     return gate, slope, up
 
 
+class Gating(NamedTuple):
+    """How a gated product and its slopes are formed: `gated` and `gated_slopes`, or what computes the same."""
+
+    product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    slopes: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+GATINGS = {name: Gating(partial(gated, activation=name), partial(gated_slopes, activation=name)) for name in ACTIVATIONS}
+
+
 class MlpProduct(torch.autograd.Function):
     """x [..., hidden] -> down(act(gate(x)) * up(x)) [..., hidden]; `parts` are of gate, up and down, in this order.
 
@@ -230,15 +240,15 @@ class MlpProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: torch.Tensor, parts: list[Part], activation: str, dtype: torch.dtype, *tensors: torch.Tensor | None
+        ctx: Any, x: torch.Tensor, parts: list[Part], gating: Gating, dtype: torch.dtype, *tensors: torch.Tensor | None
     ) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1]).to(dtype)
         first, last = readers(parts[:2], dtype), readers(parts[2:], dtype)
         (gate, up), narrow = outputs(rows, first, tensors[0:6:3], rows.shape[:1])
-        (out,), last_narrow = outputs(gated(gate, up, activation), last, tensors[6:7], x.shape[:-1])
+        (out,), last_narrow = outputs(gating.product(gate, up), last, tensors[6:7], x.shape[:-1])
         ctx.save_for_backward(None if narrow is None else rows, gate, up, narrow, last_narrow, *first.tensors, *last.tensors)
         ctx.layers = first.with_tensors([]), last.with_tensors([])
-        ctx.activation, ctx.shape, ctx.dtype = activation, x.shape, x.dtype
+        ctx.gating, ctx.shape, ctx.dtype = gating, x.shape, x.dtype
         return out
 
     @staticmethod
@@ -249,7 +259,7 @@ class MlpProduct(torch.autograd.Function):
         slopes = [grad_outputs[0].reshape(len(gate), -1).to(gate.dtype)]
         narrow_slope = narrow_slopes(slopes, last)
         slope = slope_of_rows(slopes, narrow_slope, last)
-        *wide, product = gated_slopes(slope, gate, up, ctx.activation)
+        *wide, product = ctx.gating.slopes(slope, gate, up)
         of_last = grads(product, slopes, last_narrow, narrow_slope, last, needed[6:])
         narrow_slope = narrow_slopes(wide, first)
         of_first = grads(rows, wide, narrow, narrow_slope, first, needed[:6])
@@ -257,7 +267,7 @@ class MlpProduct(torch.autograd.Function):
         return (None if grad_x is None else grad_x.view(ctx.shape).to(ctx.dtype), None, None, None, *of_first, *of_last)
 
 
-def mlp_product(x: torch.Tensor, parts: list[Part], activation: str, dtype: torch.dtype) -> torch.Tensor:
+def mlp_product(x: torch.Tensor, parts: list[Part], gating: Gating, dtype: torch.dtype) -> torch.Tensor:
     """What a gated MLP makes of x [..., hidden], in `dtype`; `parts` are of gate, up and down."""
-    found: torch.Tensor = MlpProduct.apply(x, parts, activation, dtype, *_flat(parts))
+    found: torch.Tensor = MlpProduct.apply(x, parts, gating, dtype, *_flat(parts))
     return found

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from llm_finetune_kit.models.lora import Fused, is_frozen, product_dtype
-from llm_finetune_kit.models.products import ACTIVATIONS, Part, mlp_product, products
+from llm_finetune_kit.models.products import ACTIVATIONS, GATINGS, Gating, Part, mlp_product, products
 
 READERS = ("q_proj", "k_proj", "v_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -32,7 +32,7 @@ def fuse_blocks(model: Any) -> None:
                 known[type(module)] = _whole_activation(module)
             activation = known[type(module)]
             if activation is not None:
-                module.forward = partial(_whole_mlp, module, module.forward, activation)
+                module.forward = partial(whole_mlp, module, module.forward, GATINGS[activation])
 
 
 def _linear(layers: Sequence[Any]) -> bool:
@@ -110,10 +110,11 @@ class Together:
 # --- MLPs -----------------------------------------------------------------------------------------------------
 
 
-def _whole_mlp(mlp: Any, plain: Callable[..., torch.Tensor], activation: str, x: torch.Tensor) -> torch.Tensor:
+def whole_mlp(mlp: Any, plain: Callable[..., torch.Tensor], gating: Gating, x: torch.Tensor) -> torch.Tensor:
+    """The forward of a fused MLP; `plain` is its own."""
     dtype = product_dtype(x)
     parts = _parts([getattr(mlp, name) for name in MLP], dtype) if _learning() else None
-    return plain(x) if parts is None else mlp_product(x, parts, activation, dtype)
+    return plain(x) if parts is None else mlp_product(x, parts, gating, dtype)
 
 
 @torch.no_grad()
@@ -129,6 +130,6 @@ def _whole_activation(mlp: Any) -> str | None:
     right, plain = mlp.act_fn(numbers), mlp(rows).float()
     for name, (act, _) in ACTIVATIONS.items():
         if torch.allclose(act(numbers), right, atol=1e-6):
-            off = mlp_product(rows, parts, name, dtype).float() - plain
+            off = mlp_product(rows, parts, GATINGS[name], dtype).float() - plain
             return name if off.norm() <= 0.02 * plain.norm() else None
     return None
