@@ -222,8 +222,8 @@ def test_a_reload_and_a_second_tab_show_the_same(page: Any, server: Server) -> N
     page.wait_for_selector("#tabs")
     tab(page, "Training")
     page.wait_for_selector("#live .run")
-    assert page.input_value("#knob-training-max_steps :is(input, textarea)") == "4000"
-    assert page.input_value("#knob-output-run_name :is(input, textarea)") == "Long Run"
+    within(60, lambda: page.input_value("#knob-training-max_steps :is(input, textarea)") == "4000")  # once it is remembered
+    within(60, lambda: page.input_value("#knob-output-run_name :is(input, textarea)") == "Long Run")
     with page.context.browser.new_page() as other:
         other.goto(f"http://127.0.0.1:{server.port}/")
         tab(other, "Training")
@@ -310,7 +310,7 @@ def test_base_and_tuned_are_compared_and_asked(page: Any, server: Server) -> Non
     page.wait_for_selector("#comparison table")
     assert "Held-out loss" in page.inner_text("#comparison")
     page.get_by_text("How they answer", exact=True).click()
-    page.fill("#longest input[type=number]", "16")
+    page.fill("#longest input[type=number]", "512")  # long, as gradio and a browser show many pieces at once
     page.fill("#question textarea", f"<img src=x onerror=alert(1)> {BASE_IS}")
     watch = "new MutationObserver(() => window.seen.add(document.querySelector('#chat').innerText.length))"
     page.evaluate(
@@ -319,7 +319,7 @@ def test_base_and_tuned_are_compared_and_asked(page: Any, server: Server) -> Non
     page.click("#ask")
     page.wait_for_selector("#chat .ask")
     page.wait_for_function("!document.querySelector('#chat .caret') && !document.querySelector('#chat .answer .soft')")
-    assert len(page.evaluate("[...window.seen]")) > 4, "the answers come in pieces"
+    assert len(page.evaluate("[...window.seen]")) > 3, "the answers come in pieces: not only asked, loading and whole"
     assert BASE_IS in page.inner_text("#chat") and "waits for its turn" not in page.inner_text("#chat")
     assert page.locator("#chat img").count() == 0
     assert len(page.inner_text("#chat .answer.base")) > 1
