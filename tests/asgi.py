@@ -81,7 +81,7 @@ def running(server: Callable[[], uvicorn.Server]) -> Iterator[int]:
     made = server()
     thread = threading.Thread(target=lambda: asyncio.run(made.serve(sockets=[listener])), daemon=True)
     thread.start()
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while not made.started:
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -89,6 +89,6 @@ def running(server: Callable[[], uvicorn.Server]) -> Iterator[int]:
         yield listener.getsockname()[1]
     finally:
         made.should_exit = True
-        thread.join(20)
+        thread.join(60)
         listener.close()
         assert not thread.is_alive()

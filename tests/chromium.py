@@ -51,6 +51,7 @@ class Browser:
         self._session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Network", "Log", "Runtime"):
             self(f"{domain}.enable")
+        self("Page.setLifecycleEventsEnabled", enabled=True)
 
     def __call__(self, method: str, /, **values: Any) -> Any:
         """Call a method of the DevTools protocol and return its result."""
@@ -80,9 +81,9 @@ class Browser:
         self.told.clear()
         self("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
         self("Emulation.setEmulatedMedia", media=media, features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self("Page.navigate", url=path.resolve().as_uri())
-        until = time.monotonic() + 30
-        while not any(event.get("method") == "Page.loadEventFired" for event in self.told):
+        page = self("Page.navigate", url=path.resolve().as_uri())["loaderId"]
+        until = time.monotonic() + 120
+        while ("load", page) not in [(one["name"], one["loaderId"]) for one in self.events("Page.lifecycleEvent")]:
             assert time.monotonic() < until, "the page did not load"
             self.script("1")
 

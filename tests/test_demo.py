@@ -53,7 +53,7 @@ def test_the_embedded_model_is_small_and_says_where_it_comes_from() -> None:
 
 def test_the_demo_learns_in_a_minute_and_leaves_a_whole_run_folder(demo_run: DemoRun) -> None:
     told, result = demo_run.told, demo_run.result
-    assert demo_run.seconds < 60
+    assert demo_run.work < 2 * 60  # of two cores
     evaluations = [event for event in told if isinstance(event, Evaluated)]
     assert min(event.loss for event in evaluations[1:]) < 0.7 * evaluations[0].loss
     before, *_, after = [event.answer for event in told if isinstance(event, Sampled)]
@@ -102,9 +102,9 @@ def test_all_alpaca_rows_become_tokens_in_20_seconds_and_2_from_the_cache(shared
     chat = load_tokenizer(demo_folder())
     settings, path = DataSection(), str(shared / "sft" / "alpaca_data.json.gz")
     for limit in (20.0, 2.0):
-        started = time.perf_counter()
+        started = time.process_time()
         encoded = prepare.tokenize(prepare.read(path, settings), settings, chat, chat.fingerprint())
-        assert time.perf_counter() - started < limit
+        assert time.process_time() - started < 2 * limit  # of the work of two cores
         assert encoded.report["rows"] == 52_002
         assert len(encoded.tokens) == 51_974  # 28 have an empty answer
         assert len(encoded.report["dropped"]) == 28

@@ -218,11 +218,13 @@ def test_a_fault_of_the_model_reaches_the_listener(demo: Opened, prompts: list[l
 
 
 def test_the_clock_tells_reading_from_writing(demo: Opened, prompts: list[list[int]]) -> None:
-    spent = Speed()
+    spent, began = Speed(), time.perf_counter()
     said = answers(demo.model, demo.chat, prompts[:8], GREEDY, speed=spent)
+    took = time.perf_counter() - began
     assert spent.prompt_tokens == sum(map(len, prompts[:8]))
     assert spent.decoded_tokens == sum(one.tokens - 1 for one in said)
-    assert spent.prefill_seconds > 0 and spent.decode_seconds > spent.prefill_seconds / 10
+    assert min(spent.prefill_seconds, spent.decode_seconds) > 0
+    assert spent.prefill_seconds + spent.decode_seconds < took
 
 
 def test_64_prompts_together_take_less_than_a_quarter_of_the_time_of_one_by_one(demo: Opened, prompts: list[list[int]]) -> None:

@@ -258,23 +258,23 @@ def raw(port: int, head: str, pieces: list[bytes], pause: float = 0.0) -> bytes:
 
 
 def test_fault_108_bodies_are_cut_at_the_limit_and_slow_ones_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "GRACE", 0.4)
-    monkeypatch.setattr(exchange, "LINGER", 0.5)
     guard, inside = guarded(max_body=1 << 20)
     piece = b"%x\r\n" % (1 << 16) + b"x" * (1 << 16) + b"\r\n"
     with running(lambda: on_a_port(guard)) as port:
         claimed = raw(port, "POST / HTTP/1.1\r\nContent-Length: 100000000", [b"x" * 65536])
         assert claimed.startswith(b"HTTP/1.1 413")
         assert inside.reached == []
-        endless = raw(port, "POST / HTTP/1.1\r\nTransfer-Encoding: chunked", [piece] * 200)
+        endless = raw(port, "POST / HTTP/1.1\r\nTransfer-Encoding: chunked", [piece] * 40)
         assert endless.startswith(b"HTTP/1.1 413")
         assert b"request_too_large" in endless
         assert inside.bytes <= 1 << 20
-        slow = raw(port, "POST / HTTP/1.1\r\nContent-Length: 1000", [b"x"] * 4, pause=0.3)
-        assert slow.startswith(b"HTTP/1.1 408")
         whole = raw(port, "POST / HTTP/1.1\r\nConnection: close\r\nContent-Length: 3", [b"abc"])
         assert whole.startswith(b"HTTP/1.1 200")
         assert b"server:" not in whole.lower() + endless.lower()
+        monkeypatch.setattr(exchange, "GRACE", 0.4)
+        monkeypatch.setattr(exchange, "LINGER", 0.5)
+        slow = raw(port, "POST / HTTP/1.1\r\nContent-Length: 1000", [b"x"] * 4, pause=0.3)
+        assert slow.startswith(b"HTTP/1.1 408")
 
 
 def test_fault_108_the_server_answers_others_while_clients_dawdle() -> None:
@@ -285,7 +285,7 @@ def test_fault_108_the_server_answers_others_while_clients_dawdle() -> None:
             line.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\n" + (b"Content-Length: 9\r\n\r\nx" if number % 2 else b""))
         began = time.monotonic()
         assert raw(port, "GET / HTTP/1.1\r\nConnection: close", []).startswith(b"HTTP/1.1 200")
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < exchange.GRACE / 2, "it waits for none of them"
         for line in dawdling:
             line.close()
 

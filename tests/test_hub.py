@@ -98,7 +98,7 @@ def test_a_repository_that_the_hub_does_not_have_is_told(hub: Hub, place: Path) 
     assert done.code == 4
     assert "error[MODEL-002] model.name: the hub has no model nobody/nothing" in done.err
     assert "fix:  check the spelling; private models need HF_TOKEN" in done.err
-    assert done.seconds < 3
+    assert done.work < 3  # an import of torch would take longer
 
 
 def test_a_gated_repository_is_told_with_its_page(hub: Hub, place: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_gated_repository_is_told_with_its_page(hub: Hub, place: Path) -> None
     assert done.code == 4
     assert f"error[MODEL-003] model.name: {GATED} is gated" in done.err
     assert f"accept its licence on {hub.url}/{GATED} and set HF_TOKEN" in done.err
-    assert done.seconds < 3
+    assert done.work < 3  # an import of torch would take longer
 
 
 def test_a_revision_that_is_not_there_is_told(hub: Hub, place: Path) -> None:
@@ -141,7 +141,7 @@ def test_fault_132_the_second_run_needs_no_hub_and_a_new_model_is_told_at_once(
         ]
         assert losses[0] == losses[1] and len(losses[0]) == 2
         done, _ = ask(nobody, place, "--model", "gpt2", "--data", "sample:chat")
-    assert done.code == 5 and done.seconds < 5
+    assert done.code == 5 and done.work < 3 and done.seconds < 30
     assert "error[MACHINE-001] model.name: openai-community/gpt2 is not on this machine and the hub cannot be reached" in done.err
     assert "why:  [Errno 111] Connection refused" in done.err
     assert "--model demo" in done.err
@@ -157,7 +157,7 @@ def test_fault_132_a_network_that_swallows_everything_is_noticed(place: Path) ->
             other.connect_ex(full.getsockname())
         done, _ = ask(Hub({}, url=f"http://127.0.0.1:{full.getsockname()[1]}"), place, "--model", "gpt2", "--data", "sample:chat")
     assert done.code == 5 and "the hub cannot be reached" in done.err and "timed out" in done.err
-    assert done.seconds < 7
+    assert done.seconds < 60  # of which it waits for four
 
 
 def test_fault_133_a_cache_that_cannot_be_written_is_told(hub: Hub, place: Path) -> None:

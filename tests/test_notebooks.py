@@ -42,7 +42,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in words.items():
             patch.setenv(name, value)
-        done = NotebookClient(whole, timeout=120, resources={"metadata": {"path": str(place)}}).execute()
+        done = NotebookClient(whole, timeout=600, resources={"metadata": {"path": str(place)}}).execute()
     found: dict[str, list[Any]] = {name: [] for name in NAMES}
     names = iter(NAMES)
     current = next(names)

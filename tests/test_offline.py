@@ -83,7 +83,7 @@ def test_fault_131_a_model_of_the_cache_needs_no_connection(hub: Hub, closed: di
 def test_fault_132_a_model_that_is_not_here_is_told_in_time_with_what_to_do(tmp_path: Path) -> None:
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     done = finetune(tmp_path, "--model", "tinyllama", "--data", "sample:chat", environment=offline)
-    assert done.code == 5 and done.seconds < 5
+    assert done.code == 5 and done.work < 3 and done.seconds < 30
     assert f"error[MACHINE-001] model.name: {TINYLLAMA} is not on this machine" in done.err
     assert "connect once to download it, give a local folder, or use the embedded model: --model demo" in done.err
 

@@ -64,7 +64,7 @@ def kill_midway(nursery: Nursery, folder: Path) -> None:
     """SIGKILL in the middle of training, after its second evaluation."""
     knobs = ("training.eval_steps=2", "training.save_steps=2", "training.early_stopping_patience=2500")
     child = nursery.start(*BASE, "--max-steps", "5000", *knobs, "--output-dir", str(folder), output=folder / "said")
-    log, until = folder / "run" / "events.jsonl", time.monotonic() + 120
+    log, until = folder / "run" / "events.jsonl", time.monotonic() + 240
     while not (log.exists() and log.read_text().count('{"event": "Evaluated"') > 2):
         assert time.monotonic() < until, (folder / "said").read_text()
         time.sleep(0.02)

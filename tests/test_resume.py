@@ -597,7 +597,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def wait_for_step(folder: RunFolder, step: int) -> None:
     """Until the log shows a step as late as this."""
-    log, until = folder.path / "events.jsonl", time.monotonic() + 60
+    log, until = folder.path / "events.jsonl", time.monotonic() + 180
     while time.monotonic() < until:
         told = log.read_text() if log.exists() else ""
         if any(int(found) >= step for found in re.findall(r'^{"event": "Stepped",.*?"step": (\d+)', told, re.MULTILINE)):
@@ -655,7 +655,7 @@ def test_fault_063_064_a_stopped_run_saves_says_how_to_go_on_and_does(
     began = time.monotonic()
     os.kill(child, number)
     assert nursery.end() == code
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     newest = folder.checkpoints()[0]
     assert newest.name == f"checkpoint-{folder.step}"
     assert damage(newest) is None

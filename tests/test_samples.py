@@ -164,7 +164,7 @@ def test_sql_answers_do_what_they_say() -> None:
 @pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash here")
 def test_shell_answers_do_what_they_say(tmp_path: Path) -> None:
     def bash(script: str, *words: str) -> tuple[int, str]:
-        done = subprocess.run(["bash", "-c", script, "me", *words], cwd=tmp_path, capture_output=True, text=True, timeout=20)
+        done = subprocess.run(["bash", "-c", script, "me", *words], cwd=tmp_path, capture_output=True, text=True, timeout=120)
         return done.returncode, done.stdout
 
     largest, rename, count, folder = code("bash")

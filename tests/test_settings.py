@@ -361,9 +361,9 @@ def test_fault_040_yaml_that_could_do_harm_is_refused_at_once(
     tmp_path: Path, text: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    started = time.perf_counter()
+    started = time.process_time()
     assert words in refused(tmp_path, text).problem
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     assert not (tmp_path / "owned").exists()
 
 

@@ -133,9 +133,9 @@ def test_a_template_shared_by_all_rows_costs_linear_time() -> None:
     template = " ".join(WORDS[:60])
     texts = [f"{template} {ending}" for ending in sentences(30_000, 2, seed=12)]
     sketches = similar.sketch(texts)
-    started = time.perf_counter()
+    started = time.process_time()
     group = similar.groups(sketches, threshold=0.7)
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     assert (group == 0).mean() > 0.99
 
 

@@ -465,9 +465,9 @@ def test_local_copies_of_named_sets_come_first(tmp_path: Path) -> None:
     ],
 )
 def test_real_files_are_read_whole(name: str, count: int) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     source = read_source(SHARED / name)
-    assert time.perf_counter() - start < 6
+    assert time.process_time() - start < 6
     assert len(source.rows) == count
     assert source.notes == []
 

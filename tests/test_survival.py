@@ -88,7 +88,7 @@ def test_fault_063_sigterm_at_random_moments_loses_no_step(at: Campaign, tmp_pat
     trials.stops(at, random.Random(seed()), 5, tmp_path / "out.json")
     found = json.loads((tmp_path / "out.json").read_text())["stops"]
     assert (at.lost, found["steps_lost"], found["wrong_exit_codes"]) == ([], 0, {})
-    assert found["slowest_seconds"] < 10
+    assert found["slowest_seconds"] < 10 + max(at.seconds.values())  # which a busy machine makes longer too
 
 
 def test_fault_060_061_a_fault_at_any_step_on_the_disk_leaves_old_or_new(at: Campaign, tmp_path: Path) -> None:
@@ -204,7 +204,8 @@ def test_fault_067_a_run_that_was_suspended_goes_on(at: Campaign) -> None:
     reference = at.reference("lora")
     at.fresh()
     child = at.start(command(at.place, "lora", at.outputs))
-    time.sleep(at.seconds["lora"] / 2)
+    while not [event for event in at.folder.replay() if isinstance(event, Stepped)]:
+        time.sleep(0.002)
     os.kill(child, signal.SIGSTOP)
     time.sleep(1.5)
     os.kill(child, signal.SIGCONT)

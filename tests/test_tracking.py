@@ -96,15 +96,17 @@ STORY = [
 ]
 
 
-def told(folder: Path, config: RunConfig, *names: str, story: list[Event] | None = None, wait: float = 0.0) -> list[Event]:
-    """What the run says while a story is told to trackers; `wait` seconds before the last event."""
+def told(
+    folder: Path, config: RunConfig, *names: str, story: list[Event] | None = None, before_last: Callable[[], Any] = lambda: None
+) -> list[Event]:
+    """What the run says while a story is told to trackers; `before_last` is called before its last event."""
     folder.mkdir(exist_ok=True)
     heard: list[Event] = []
     *most, last = story or STORY
     with tracked(folder, config.with_values({"training.trackers": list(names)}), heard.append) as say:
         for event in most:
             say(event)
-        time.sleep(wait)
+        before_last()
         say(last)
     return heard
 
@@ -330,7 +332,7 @@ def test_a_killed_run_leaves_closed_trackers_and_no_process(tmp_path: Path, jour
     until(lambda: not alive(calls(journal, "mlflow")[0]["pid"]))
 
 
-def until(true: Callable[[], Any], seconds: float = 60.0) -> None:
+def until(true: Callable[[], Any], seconds: float = 180.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -387,10 +389,18 @@ def test_fault_077_a_tracker_that_fails_is_told_once_and_left_out(
     tmp_path: Path, decided: RunConfig, journal: Path, monkeypatch: pytest.MonkeyPatch, call: str, kind: str
 ) -> None:
     monkeypatch.setenv("TRACKER_TROUBLE", f"{call}={kind}")
-    monkeypatch.setattr(tracking, "CLOSING", 2.4)
-    started = time.monotonic()
-    heard = told(tmp_path / "run", decided, "wandb", "trackio", wait=0.4)
-    assert time.monotonic() - started < 5
+    if kind == "hangs":  # else its processes may take as long as a busy machine needs to start them
+        monkeypatch.setattr(tracking, "CLOSING", 2.4)
+
+    ready = 0.0
+
+    def the_other_has_only_to_finish() -> None:
+        nonlocal ready
+        until(lambda: any("checkpoint/bytes" in call["metrics"] for call in calls(journal, "trackio.Run.log")))
+        ready = time.monotonic()
+
+    heard = told(tmp_path / "run", decided, "wandb", "trackio", before_last=the_other_has_only_to_finish)
+    assert time.monotonic() - ready < 30
     warned = [event.message for event in heard if isinstance(event, Warned)]
     why = {
         "raises": "ValueError: a fault of the tracker's own",
@@ -439,7 +449,7 @@ def test_fault_077_a_tracker_that_reads_nothing_never_stops_the_loop(
     started, accepted = time.monotonic(), 0
     while slow.send({"text": "x" * 1000}):
         accepted += 1
-    assert 1000 < accepted < 1400 and time.monotonic() - started < 2
+    assert 1000 < accepted < 1400 and time.monotonic() - started < 60, "its reader sleeps for an hour"
     assert not slow.wait(time.monotonic() + 0.1)
     slow.end()
     monkeypatch.setattr(tracking, "CLOSING", 0.2)
@@ -454,7 +464,7 @@ def test_fault_071_a_full_disk_under_a_tracker_costs_one_warning(
 ) -> None:
     call = {"wandb": "wandb.Run.log", "trackio": "trackio.Run.log", "mlflow": "mlflow.log_batch"}[name]
     monkeypatch.setenv("TRACKER_TROUBLE", f"{call}=full")
-    heard = told(tmp_path / "run", decided, name, wait=0.3)
+    heard = told(tmp_path / "run", decided, name)
     warned = [event.message for event in heard if isinstance(event, Warned)]
     assert warned == [f"the run is no longer recorded by {name}: OSError: [Errno 28] No space left on device"]
     assert heard[-1] == STORY[-1] or heard[-2] == STORY[-1]

@@ -363,7 +363,7 @@ def test_a_start_that_comes_to_nothing_is_told_and_the_next_begins(desk: Desk) -
     (desk.workspace.root / "bad.jsonl").write_text('{"prompt": "a", "response": null}\n')
     name = desk.start(ASKED | {"data.train_file": "bad.jsonl"})
     waited = time.monotonic()
-    while desk.jobs.current()[0] and time.monotonic() - waited < 60:
+    while desk.jobs.current()[0] and time.monotonic() - waited < 180:
         time.sleep(0.05)
     card = desk.live(name)["card"]
     assert "did not begin" in card and "DATA-" in card and "bad.jsonl line 1" in card
@@ -383,7 +383,7 @@ def test_a_run_that_will_not_go_on_says_why(desk: Desk) -> None:
         run.record(stepped(1))
     desk.act("resume", "old")  # it has no checkpoint and no config
     waited = time.monotonic()
-    while desk.jobs.current()[0] and time.monotonic() - waited < 60:
+    while desk.jobs.current()[0] and time.monotonic() - waited < 180:
         time.sleep(0.05)
     desk.jobs.advance()
     card = Desk(desk.workspace).live("old")["card"]

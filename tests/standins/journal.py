@@ -15,8 +15,9 @@ from typing import Any
 
 def note(call: str, **values: Any) -> None:
     """Write a call down, and go wrong where that is asked for."""
-    with open(os.environ["TRACKER_JOURNAL"], "a", encoding="utf-8") as file:
-        file.write(json.dumps({"call": call, "pid": os.getpid(), **values}) + "\n")
+    line = json.dumps({"call": call, "pid": os.getpid(), **values}) + "\n"
+    with open(os.environ["TRACKER_JOURNAL"], "ab", buffering=0) as file:  # whole at once: others write and read meanwhile
+        file.write(line.encode())
     print(f"{call}: trackers like to print")
     print(f"{call}: and to complain", file=sys.stderr)
     asked, _, kind = os.environ.get("TRACKER_TROUBLE", "").partition("=")
