@@ -8,6 +8,7 @@ from llm_finetune_kit.hardware import share_the_machine, start_quickly, this_mac
 share_the_machine()
 start_quickly()  # both as the commands do, before torch is loaded
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from common import IGNORED, LEARNING_RATE, MAX_GRAD_NORM, Adapter, Document, Recorder, read_job
-from peft import LoraConfig, get_peft_model_state_dict
 
 from llm_finetune_kit.data.batches import Pass, order
 from llm_finetune_kit.data.masks import Tokens
 from llm_finetune_kit.events import Event, Stepped
-from llm_finetune_kit.models.adapters import add_lora
+from llm_finetune_kit.models.adapters import SETTINGS, add_lora, copy_adapter
 from llm_finetune_kit.models.facts import model_facts
 from llm_finetune_kit.models.loading import load_base
 from llm_finetune_kit.models.locate import Located
@@ -46,9 +46,9 @@ class Counting(Objective):
 def frozen_objective(model_dir: Path, adapter_dir: Path) -> Counting:
     """The frozen model with its frozen adapter, ready to train."""
     base = load_base(Located(str(model_dir), model_dir), "bfloat16")
-    lora = LoraConfig.from_pretrained(adapter_dir)
-    targets = sorted(lora.target_modules)
-    model = add_lora(base, r=lora.r, alpha=lora.lora_alpha, dropout=0.0, targets=targets, base_name="frozen", seed=0)
+    lora = json.loads((adapter_dir / SETTINGS).read_text())
+    targets = sorted(lora["target_modules"])
+    model = add_lora(base, r=lora["r"], alpha=lora["lora_alpha"], dropout=0.0, targets=targets, base_name="frozen", seed=0)
     restore_weights(model, adapter_dir)
     return Counting(model, torch.bfloat16)
 
@@ -78,7 +78,7 @@ def train(
     def listen(event: Event) -> None:
         if isinstance(event, Stepped):
             held.append(event.memory)
-            step_done(event.loss, objective.computed, lambda: get_peft_model_state_dict(model, save_embedding_layers=False))
+            step_done(event.loss, objective.computed, lambda: copy_adapter(model).tensors)
             objective.computed = 0
 
     fit(objective, optimizer, in_order(batches), None, schedule, Progress(), lambda _: None, listen)
