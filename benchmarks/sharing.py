@@ -27,6 +27,8 @@ from ours import frozen_objective
 
 from llm_finetune_kit.data.batches import make_passes
 from llm_finetune_kit.data.masks import Tokens
+from llm_finetune_kit.data.prefixes import worth_sharing
+from llm_finetune_kit.models.facts import model_facts
 from llm_finetune_kit.training.step import Objective, accumulate
 
 FROZEN = Path(__file__).resolve().parent.parent / ".bench/speed/gpt2-alpaca/frozen"
@@ -41,7 +43,7 @@ def behind(prompt: np.ndarray, documents: list[Document]) -> Tokens:
     return Tokens(np.concatenate(ids).astype(np.int32), np.concatenate(trained), starts, np.arange(len(ids), dtype=np.int32))
 
 
-def step(objective: Objective, rows: Tokens, sharing: bool) -> dict[str, Any]:
+def step(objective: Objective, rows: Tokens, sharing: int | None) -> dict[str, Any]:
     began = time.perf_counter()
     passes = make_passes(rows, range(len(rows)), BUDGET, sharing=sharing)
     loss = float(accumulate(objective, passes))
@@ -62,18 +64,21 @@ def main() -> None:
     job = Job(asked.frozen, asked.frozen, 0, 0, 0.0)
     objective = frozen_objective(job.model_dir, job.adapter_dir)
     objective.model.train()
-    prompt = np.random.default_rng(0).integers(5, 30_000, asked.prompt)
-    found: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    facts = model_facts(job.model_dir, "frozen")
+    prompt = np.random.default_rng(0).integers(5, facts.vocabulary, asked.prompt)
+    worth = worth_sharing(facts.block_parameters)
+    found: dict[int | None, list[dict[str, Any]]] = {None: [], worth: []}
     for number in range(asked.steps + 1):  # the first one warms up
         rows = behind(prompt, job.pool[number * asked.rows : (number + 1) * asked.rows])
-        for sharing in random.sample([False, True], 2):
+        for sharing in random.sample(list(found), 2):
             found[sharing].append(step(objective, rows, sharing))
     speeds = {
         way: sum(one["tokens"] for one in steps[1:]) / sum(one["seconds"] for one in steps[1:]) for way, steps in found.items()
     }
-    share = sum(one["computed"] for one in found[True][1:]) / sum(one["tokens"] for one in found[True][1:])
+    share = sum(one["computed"] for one in found[worth][1:]) / sum(one["tokens"] for one in found[worth][1:])
     apart = max(abs(one["loss"] - other["loss"]) for one, other in zip(*found.values(), strict=True))
-    print(f"whole {speeds[False]:.0f} tokens/s, shared {speeds[True]:.0f}: {speeds[True] / speeds[False]:.2f} times as fast")
+    print(f"a part must save {worth} tokens")
+    print(f"whole {speeds[None]:.0f} tokens/s, shared {speeds[worth]:.0f}: {speeds[worth] / speeds[None]:.2f} times as fast")
     print(f"{share:.0%} of the tokens computed; losses at most {apart:.1e} apart")
 
 

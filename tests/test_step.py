@@ -198,7 +198,7 @@ def test_beginnings_that_prompts_share_are_computed_once_with_the_same_gradient(
     objective = Objective(loaded(family, tmp_path), torch.float32)
     assert objective.shares
     for budget in (10**6, 120, 64):
-        passes = make_passes(tokens, range(8), budget, sharing=True)
+        passes = make_passes(tokens, range(8), budget, sharing=8)
         assert sum(work.shared for work in passes) >= 20
         ours, grad = in_passes(objective, passes)
         assert ours == pytest.approx(loss, rel=1e-6)
@@ -209,7 +209,7 @@ def test_beginnings_that_prompts_share_are_computed_once_with_the_same_gradient(
 def test_beginnings_are_shared_under_lora_in_bfloat16_and_with_recomputing() -> None:
     tokens = alike()
     grads = []
-    for sharing, every in ((False, 0), (True, 0), (True, 1)):
+    for sharing, every in ((None, 0), (8, 0), (8, 1)):
         model = add_lora(
             tiny("llama").bfloat16(), r=4, alpha=8, dropout=0.0, targets=["q_proj", "down_proj"], base_name="x", seed=1
         )

@@ -19,6 +19,7 @@ from common import IGNORED, LEARNING_RATE, MAX_GRAD_NORM, Adapter, Document, Rec
 
 from llm_finetune_kit.data.batches import Pass, order
 from llm_finetune_kit.data.masks import Tokens
+from llm_finetune_kit.data.prefixes import worth_sharing
 from llm_finetune_kit.events import Event, Stepped
 from llm_finetune_kit.models.adapters import SETTINGS, add_lora, copy_adapter
 from llm_finetune_kit.models.facts import model_facts
@@ -59,7 +60,8 @@ def train(
     """The package's own loop on the documents of each step, in order; `step_done` is called after every step."""
     objective = frozen_objective(model_dir, adapter_dir)
     model = objective.model
-    tokens_per_pass, _ = best_tokens(this_machine(), model_facts(model_dir, "frozen"))
+    facts = model_facts(model_dir, "frozen")
+    tokens_per_pass, _ = best_tokens(this_machine(), facts)
     optimizer = make_optimizer(model.parameters(), weight_decay=0.0)
     schedule = Schedule(
         rates=[LEARNING_RATE] * len(batches),
@@ -71,7 +73,7 @@ def train(
         save_steps=len(batches),
         patience=None,
         seed=0,
-        sharing=sharing and objective.shares,
+        sharing=worth_sharing(facts.block_parameters) if sharing and objective.shares else None,
     )
     held: list[int | None] = []
 

@@ -104,16 +104,16 @@ def arrange(lengths: Sequence[int], budget: int, *, packing: bool = True) -> lis
 
 
 def make_passes(
-    tokens: Tokens, examples: Sequence[int] | np.ndarray, budget: int, *, packing: bool = True, sharing: bool = False
+    tokens: Tokens, examples: Sequence[int] | np.ndarray, budget: int, *, packing: bool = True, sharing: int | None = None
 ) -> list[Pass]:
     """The passes that compute these examples; examples without a target take no part.
 
-    With `sharing` what prompts of a pass begin with alike is computed once, if the passes are packed.
+    With `sharing` what prompts of a pass begin with alike is computed once where that saves so many tokens, if passes are packed.
     """
     documents = [document for index in examples if (document := _document(tokens, int(index))) is not None]
-    sharing = sharing and packing
+    sharing = sharing if packing else None
     ids = [ids for ids, _, _ in documents]
-    groups = shared_groups(ids, _prompts(documents), budget) if sharing else None
+    groups = shared_groups(ids, _prompts(documents), budget, sharing) if sharing else None
     if groups is None:
         groups = arrange([len(document) for document in ids], budget, packing=packing)
     return [_pack([documents[index] for index in group], sharing=sharing) for group in groups]
@@ -134,9 +134,9 @@ def _prompts(documents: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list
     return [int(keep.argmax()) for _, keep, _ in documents]
 
 
-def _pack(documents: list[tuple[np.ndarray, np.ndarray, np.ndarray]], *, sharing: bool = False) -> Pass:
+def _pack(documents: list[tuple[np.ndarray, np.ndarray, np.ndarray]], *, sharing: int | None = None) -> Pass:
     lengths = [len(ids) for ids, _, _ in documents]
-    parts = parts_of([ids for ids, _, _ in documents], _prompts(documents)) if sharing else []
+    parts = parts_of([ids for ids, _, _ in documents], _prompts(documents), sharing) if sharing else []
     branched = len(parts) > len(documents)
     if not branched:
         parts = [Part(index, 0, length) for index, length in enumerate(lengths)]
@@ -153,11 +153,11 @@ def _pack(documents: list[tuple[np.ndarray, np.ndarray, np.ndarray]], *, sharing
     )
 
 
-def evaluation_passes(tokens: Tokens, budget: int, *, packing: bool = True, sharing: bool = False) -> Iterator[Pass]:
+def evaluation_passes(tokens: Tokens, budget: int, *, packing: bool = True, sharing: int | None = None) -> Iterator[Pass]:
     """Every example once, in passes within the budget, made as they are asked for."""
     if packing and sharing:
         for start in range(0, len(tokens), SHARING):
-            yield from make_passes(tokens, range(start, min(start + SHARING, len(tokens))), budget, sharing=True)
+            yield from make_passes(tokens, range(start, min(start + SHARING, len(tokens))), budget, sharing=sharing)
         return
     for group in arrange([int(length) for length in tokens.lengths], budget, packing=packing):
         yield from make_passes(tokens, group, 2 * budget, packing=packing)

@@ -13,7 +13,8 @@ from itertools import groupby, pairwise
 
 import numpy as np
 
-WORTH = 8  # tokens that must be saved: every layer pays for a part with a call
+LEAST = 8  # tokens that must be saved at least
+PART = 70_000_000  # weights of a layer times tokens, which a part costs it: saving 12, GPT-2 gains and the demo model loses
 MUCH = 0.05  # of all tokens, from which on passes are filled by what is shared
 OVER = -1  # stands where a prompt has no more tokens
 
@@ -30,16 +31,17 @@ class Part:
 
 @dataclass
 class Tree:
-    """Grows the parts of documents; `prompts` are the tokens that each may share."""
+    """Grows the parts of documents; `prompts` are the tokens that each may share, `worth` those that a shared part must save."""
 
     ids: Sequence[np.ndarray]
     prompts: Sequence[int]
+    worth: int
     parts: list[Part] = field(default_factory=list)
 
     def grow(self, group: list[int], begin: int = 0, parent: int = -1) -> None:
         """Add the parts of a sorted `group`, whose first `begin` tokens are in `parent` and its ancestors."""
         alike = self.alike(group[0], group[-1]) if len(group) > 1 else 0
-        if (alike - begin) * (len(group) - 1) >= WORTH:
+        if (alike - begin) * (len(group) - 1) >= self.worth:
             self.parts.append(Part(group[0], begin, alike, parent))
             begin, parent = alike, len(self.parts) - 1
         for token, branch in groupby(group, key=lambda document: self._token(document, alike)):
@@ -59,12 +61,17 @@ class Tree:
         return int(differs[0]) if len(differs) else most
 
 
-def parts_of(ids: Sequence[np.ndarray], prompts: Sequence[int]) -> list[Part]:
+def worth_sharing(weights: int) -> int:
+    """Tokens that a shared part must save in a model with so many weights in a layer (0 where that is not known)."""
+    return max(LEAST, -(-PART // max(1, weights)))
+
+
+def parts_of(ids: Sequence[np.ndarray], prompts: Sequence[int], worth: int) -> list[Part]:
     """Parts that make up the documents, each behind its parent; of a document only the first `prompts` tokens can be shared.
 
     The last part of a document is its own alone.
     """
-    grown = Tree(ids, prompts)
+    grown = Tree(ids, prompts, worth)
     grown.grow(in_order(ids, prompts))
     return grown.parts
 
@@ -74,10 +81,10 @@ def in_order(ids: Sequence[np.ndarray], prompts: Sequence[int]) -> list[int]:
     return sorted(range(len(ids)), key=lambda index: ids[index][: prompts[index]].tolist())
 
 
-def shared_groups(ids: Sequence[np.ndarray], prompts: Sequence[int], budget: int) -> list[list[int]] | None:
+def shared_groups(ids: Sequence[np.ndarray], prompts: Sequence[int], budget: int, worth: int) -> list[list[int]] | None:
     """Documents that together, beginnings counted once, stay within `budget`; None where there is little to share."""
-    order, tree = in_order(ids, prompts), Tree(ids, prompts)
-    alike = [0, *(max(0, tree.alike(*pair) - WORTH + 1) for pair in pairwise(order))]  # the least that is shared in the end
+    order, tree = in_order(ids, prompts), Tree(ids, prompts, worth)
+    alike = [0, *(max(0, tree.alike(*pair) - worth + 1) for pair in pairwise(order))]  # the least that is shared in the end
     if not ids or sum(alike) < MUCH * sum(map(len, ids)):
         return None
     groups: list[list[int]] = []

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from llm_finetune_kit.data.prefixes import worth_sharing
 from llm_finetune_kit.hardware import release_memory
 from llm_finetune_kit.material import Material
 from llm_finetune_kit.models.adapters import add_lora
@@ -50,7 +51,7 @@ def assemble(material: Material, loaded: Any) -> tuple[Any, Any, Any]:
         examples_per_step=plan.examples_per_step,
         tokens_per_pass=int(training.tokens_per_pass or 2048),
         packing=training.packing,
-        sharing=training.share_prompts and objective.shares,
+        sharing=worth_sharing(material.model.block_parameters) if training.share_prompts and objective.shares else None,
         max_grad_norm=training.max_grad_norm,
         eval_steps=int(training.eval_steps or plan.steps),
         save_steps=int(training.save_steps or plan.steps),

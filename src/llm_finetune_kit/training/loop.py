@@ -41,7 +41,7 @@ class Schedule:
     patience: int | None
     seed: int
     scaled: bool = False  # float16 products, whose loss is scaled
-    sharing: bool = False  # what prompts of a pass begin with alike is computed once, which the model must be able to
+    sharing: int | None = None  # tokens from which what prompts begin with alike is computed once, if the model is able to
     sample_steps: int | None = None  # between answers during training; without it there are none
 
     @property
@@ -193,7 +193,7 @@ def _gradient(
     scale = progress.loss_scale.scale if progress.loss_scale else 1.0
     while True:
         budget = progress.tokens_per_pass or schedule.tokens_per_pass
-        how = {"packing": schedule.packing, "sharing": schedule.sharing}
+        how: dict[str, Any] = {"packing": schedule.packing, "sharing": schedule.sharing}
         passes = make_passes(examples, range(len(examples)), budget, **how)
         random = random_state()
         try:
