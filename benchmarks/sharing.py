@@ -35,6 +35,15 @@ FROZEN = Path(__file__).resolve().parent.parent / ".bench/speed/gpt2-alpaca/froz
 BUDGET = 2048  # tokens of a pass
 
 
+def frozen_job(frozen: Path) -> tuple[Job, Objective]:
+    """The frozen inputs in a folder, and their model and adapter in training, on two threads."""
+    torch.set_num_threads(2)
+    job = Job(frozen, frozen, 0, 0, 0.0)
+    objective = frozen_objective(job.model_dir, job.adapter_dir)
+    objective.model.train()
+    return job, objective
+
+
 def behind(prompt: np.ndarray, documents: list[Document]) -> Tokens:
     """The documents as rows, each behind the same prompt."""
     ids = [np.concatenate([prompt, document.input_ids]) for document in documents]
@@ -60,10 +69,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=300, help="tokens before each row; 0 takes the rows as they are")
     parser.add_argument("--steps", type=int, default=4)
     asked = parser.parse_args()
-    torch.set_num_threads(2)
-    job = Job(asked.frozen, asked.frozen, 0, 0, 0.0)
-    objective = frozen_objective(job.model_dir, job.adapter_dir)
-    objective.model.train()
+    job, objective = frozen_job(asked.frozen)
     facts = model_facts(job.model_dir, "frozen")
     prompt = np.random.default_rng(0).integers(5, facts.vocabulary, asked.prompt)
     worth = worth_sharing(facts.block_parameters)

@@ -14,7 +14,6 @@ share_the_machine()
 import argparse
 import random
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,13 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent / "contenders"))
-from common import Job
-from ours import frozen_objective
-
 from llm_finetune_kit.data.batches import Pass, make_passes
 from llm_finetune_kit.training.step import Objective
-from sharing import BUDGET, behind
+from sharing import BUDGET, behind, frozen_job
 
 Forwards = dict[Any, Callable[..., Any]]
 
@@ -72,10 +67,7 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=2)
     asked = parser.parse_args()
-    torch.set_num_threads(2)
-    job = Job(asked.frozen, asked.frozen, 0, 0, 0.0)
-    objective = frozen_objective(job.model_dir, job.adapter_dir)
-    objective.model.train()
+    job, objective = frozen_job(asked.frozen)
     together = {module: vars(module)["forward"] for module in objective.model.modules() if "forward" in vars(module)}
     ways: dict[str, Forwards] = {"by itself": {}, "together": together}
     batches = [behind(np.empty(0, int), job.pool[start : start + 4]) for start in range(0, 4 * asked.passes, 4)]

@@ -71,8 +71,7 @@ def worst_passes(tokens: Tokens, examples: int, budget: int, *, packing: bool) -
 
 def _passes(material: Material, schedule: Any, step: int) -> tuple[Tokens, list[Pass]]:
     examples = step_tokens(material.train, schedule.examples_per_step, schedule.seed, step)
-    how = {"packing": schedule.packing, "sharing": schedule.sharing}
-    return examples, make_passes(examples, range(len(examples)), schedule.tokens_per_pass, **how)
+    return examples, make_passes(examples, range(len(examples)), schedule.tokens_per_pass, **schedule.arranged)
 
 
 def _step(objective: Any, optimizer: Any, schedule: Any, passes: list[Pass]) -> None:
@@ -103,8 +102,7 @@ def _evaluation(objective: Any, held_out: Tokens | None, schedule: Any) -> float
     """Seconds of one evaluation, from as many passes as EVALUATING allows."""
     if held_out is None:
         return 0.0
-    how = {"packing": schedule.packing, "sharing": schedule.sharing}
-    passes = list(evaluation_passes(held_out, schedule.tokens_per_pass, **how))
+    passes = list(evaluation_passes(held_out, schedule.tokens_per_pass, **schedule.arranged))
     began, done = time.perf_counter(), 0
     for work in passes:
         mean_loss(objective, [work])

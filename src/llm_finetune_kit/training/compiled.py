@@ -12,9 +12,8 @@ from typing import Any
 import torch
 
 from llm_finetune_kit.models.freezing import blocks
-from llm_finetune_kit.training.room import is_out_of_memory
 from llm_finetune_kit.training.step import Objective
-from llm_finetune_kit.training.trial import no_trace, small_pass
+from llm_finetune_kit.training.trial import no_trace, reason, small_pass
 
 BACKEND = "inductor"
 
@@ -34,11 +33,9 @@ def compile_blocks(objective: Objective) -> str | None:
             model.train()
             objective.summed(small_pass()).backward()
     except Exception as error:  # dynamo, the compiler and its tools each raise their own
-        if is_out_of_memory(error):
-            raise
         for block in found:
             del block.__dict__["forward"]
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return reason(error)
     return None
 
 

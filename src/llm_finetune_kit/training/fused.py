@@ -7,9 +7,8 @@ from typing import Any
 import torch
 
 from llm_finetune_kit.models import liger
-from llm_finetune_kit.training.room import is_out_of_memory
 from llm_finetune_kit.training.step import Objective
-from llm_finetune_kit.training.trial import no_trace, small_pass
+from llm_finetune_kit.training.trial import no_trace, reason, small_pass
 
 NARROW = 0.1  # of the result, which two ways of rounding to 16 bits keep within; a wrong kernel is farther off by far
 EXACT = 1e-3  # in float32
@@ -30,9 +29,7 @@ def fuse(objective: Objective) -> str | None:
             fault = _fault(_small_step(objective), before, EXACT if objective.dtype is torch.float32 else NARROW)
     except Exception as error:  # triton, its compiler and the driver each raise their own
         liger.forget_kernels(replaced)
-        if is_out_of_memory(error):
-            raise
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return reason(error)
     if not replaced:
         return "this model has no norms or rotary positions that they compute"
     if fault is not None:

@@ -48,6 +48,11 @@ class Schedule:
     def steps(self) -> int:
         return len(self.rates)
 
+    @property
+    def arranged(self) -> dict[str, Any]:
+        """How examples become passes, as `make_passes` and `evaluation_passes` take it."""
+        return {"packing": self.packing, "sharing": self.sharing}
+
 
 class _Stopped(Exception):
     """An evaluation was left because the run is to stop."""
@@ -193,8 +198,7 @@ def _gradient(
     scale = progress.loss_scale.scale if progress.loss_scale else 1.0
     while True:
         budget = progress.tokens_per_pass or schedule.tokens_per_pass
-        how: dict[str, Any] = {"packing": schedule.packing, "sharing": schedule.sharing}
-        passes = make_passes(examples, range(len(examples)), budget, **how)
+        passes = make_passes(examples, range(len(examples)), budget, **schedule.arranged)
         random = random_state()
         try:
             return accumulate(objective, passes, scale), passes
@@ -293,7 +297,7 @@ def _held_out_loss(
     done: list[Pass] = []  # only the last one
 
     def passes(budget: int) -> Iterator[Pass]:
-        for work in evaluation_passes(held_out, budget, packing=schedule.packing, sharing=schedule.sharing):
+        for work in evaluation_passes(held_out, budget, **schedule.arranged):
             if asked_to_stop():
                 raise _Stopped
             done[:] = [work]

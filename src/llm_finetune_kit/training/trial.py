@@ -10,6 +10,7 @@ import torch
 
 from llm_finetune_kit.data.batches import Pass
 from llm_finetune_kit.training.checkpoint import random_state, restore_random_state
+from llm_finetune_kit.training.room import is_out_of_memory
 
 TRIED = (3, 2)  # tokens of its documents
 
@@ -20,6 +21,13 @@ def small_pass() -> Pass:
     positions = torch.cat([torch.arange(length) for length in TRIED])
     ids = torch.arange(count)
     return Pass(ids[None], positions[None], torch.ones(1, count, dtype=torch.bool), ids, TRIED)
+
+
+def reason(error: Exception) -> str:
+    """Why a trial failed, in a line. Raises the error where memory ran out, which no way of computing is to blame for."""
+    if is_out_of_memory(error):
+        raise error
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 @contextmanager
